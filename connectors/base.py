@@ -1,0 +1,103 @@
+"""What a connector is: a `Source` that discovers and reads, a `Sink` that writes.
+
+`discover` is cheap and returns units of work as small references (a file and a range), because
+engines ship references, never rows. `read` turns one unit into episodes; an episode that cannot be
+read whole comes back as a fault beside its healthy neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from schemas.episode import Episode
+from schemas.errors import EpisodeError
+
+UNIT_STEPS = 65_536
+"""Steps that one unit of work should hold at most, unless a single episode is longer."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A reference to some consecutive episodes of a source: the element that engines pass on."""
+
+    format: str
+    where: str
+    """Path or URL of the dataset as the user named it."""
+    start: int
+    """Position of the first episode in the dataset's own order."""
+    stop: int
+    """One past the last."""
+    steps: int
+    """Steps in these episodes, as far as discovery can tell; for balance and progress."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What `read` needs besides, as plain JSON values (row ranges, file names)."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What discovery found out about one dataset."""
+
+    format: str
+    where: str
+    identity: str | None
+    """The dataset's own identity (a Minari id), namespace of its episodes' ids; None for bare
+    files, whose episodes are named by content."""
+    units: tuple[Unit, ...]
+    episodes: int
+    steps: int
+    fingerprint: str
+    """Changes when the dataset's files do (sizes and modification times)."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Dataset-level facts worth keeping with the commit, as plain JSON values."""
+    guesses: tuple[str, ...] = ()
+    """What the reader had to guess, in words."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One episode as its source states it, or why it cannot be read."""
+
+    key: str
+    """Position within the dataset: `episode_3`, `demo_0`, `rows 100:222`."""
+    position: int
+    """Index in the dataset's own order."""
+    native_id: str | None
+    """The dataset's own id of the episode, where the dataset has an identity; else None."""
+    episode: Episode | None
+    """With an empty `episode_id`: the job names it."""
+    fault: EpisodeError | None = None
+
+
+class Source(Protocol):
+    """A readable format. Stateless: a class with two static functions would do."""
+
+    def discover(self, where: str) -> Listing:
+        """Lists a dataset without reading its rows.
+
+        Raises:
+            NotFoundError: if there is nothing at `where`.
+            SourceError: if what is there cannot be trusted whole.
+        """
+        ...
+
+    def read(self, unit: Unit) -> Iterator[Found]:
+        """Reads the episodes of one unit in order."""
+        ...
+
+
+class Sink(Protocol):
+    """A writable format."""
+
+    def losses(self) -> tuple[str, ...]:
+        """Says in words what the format cannot hold."""
+        ...
+
+    def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
+        """Writes episodes to a new dataset at `where`; returns how many.
+
+        Raises:
+            UsageError: if `where` exists already, or an episode does not fit the format.
+        """
+        ...

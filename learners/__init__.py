@@ -1,0 +1,1 @@
+"""Offline and online learners: one file per algorithm, and what trains and evaluates them."""

@@ -1,0 +1,1 @@
+"""From a filter to a version that shares all its data."""

@@ -1,0 +1,1 @@
+"""Whole jobs as plain functions, and the engines that wire them."""

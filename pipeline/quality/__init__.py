@@ -1,0 +1,1 @@
+"""Metrics by name, from accumulators that merge in any order."""

@@ -1,0 +1,1 @@
+"""What happens to one episode on its way in: validation and naming, as pure functions."""

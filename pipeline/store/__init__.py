@@ -1,0 +1,1 @@
+"""Versions nobody can lose: immutable files and one exclusive create per commit."""

@@ -1,0 +1,1 @@
+"""Minibatches whose rows are a pure function of versions, selection, sampler, seed and step."""

@@ -1,0 +1,1 @@
+"""The data model: errors, specs, episodes, versions, filters. Imports nothing of ours."""

@@ -1,0 +1,249 @@
+"""`Episode`: one run from reset to its end, the unit we ingest, dedupe, score and select.
+
+T steps of actions, rewards and end flags between **T+1** observations. Lengths are checked once,
+here; everything downstream trusts them. A source that lost the last observation says so with
+`final_observation="missing"` and has T rows of observations: nothing is made up.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from schemas.errors import EpisodeError
+from schemas.nesting import flatten
+from schemas.spec import RAW_KINDS, DatasetSpec, field_spec
+
+Kind = Literal["demonstration", "rollout", "synthetic"]
+FinalObservation = Literal["present", "missing", "copied"]
+Scalar = bool | int | float | str | None
+
+KINDS: tuple[str, ...] = get_args(Kind)
+FINAL_OBSERVATIONS: tuple[str, ...] = get_args(FinalObservation)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """Arrays and facts of one episode.
+
+    Raises:
+        EpisodeError: with code `length_mismatch` or `bad_dtype`, naming the field, when arrays do
+            not fit one another.
+    """
+
+    episode_id: str
+    """`<namespace>/<native id>`, `c-<digest>-<k>`, or what a client chose; data, never a path."""
+    observations: Mapping[str, np.ndarray]
+    """Named arrays, each (T+1, ...), or (T, ...) where the final observation is missing. A plain
+    space is `{"observations": array}`; `{"state": ...}` or nested mappings and tuples become
+    `observations/state` and so on."""
+    actions: np.ndarray | Mapping[str, np.ndarray] | None = None
+    """(T, ...), or a mapping `actions/<name>` of such arrays; None where unknown."""
+    rewards: np.ndarray | None = None
+    """(T,); None where unknown."""
+    terminated: np.ndarray = False  # type: ignore[assignment]
+    """(T,) bool, ended by the task; a plain bool speaks of the last step."""
+    truncated: np.ndarray = False  # type: ignore[assignment]
+    """(T,) bool, cut off; a plain bool speaks of the last step."""
+    final_observation: FinalObservation | None = None
+    """`present`, `missing` (the source dropped it) or `copied` (the source repeats the one
+    before); by default told from the lengths."""
+
+    task: str | None = None
+    kind: Kind = "demonstration"
+    policy: str | None = None
+    policy_version: str | None = None
+    seed: int | None = None
+    success: bool | None = None
+    collected_at: dt.datetime | None = None
+    """Aware datetime; naive ones are read as UTC."""
+    fps: float | None = None
+    """Steps per second."""
+    columns: Mapping[str, Scalar] = field(default_factory=dict)
+    """Further facts as the source states them; part of the digest."""
+    labels: Mapping[str, Scalar] = field(default_factory=dict)
+    """What a dataset says about its episodes from outside (filter keys, splits); not digested."""
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Optional per-step arrays, T or T+1 rows, never part of a spec."""
+    source: str | None = None
+    """Where it came from: a dataset's name or address."""
+    source_key: str | None = None
+    """Source, file and position; for people and quarantine, never for identity."""
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("observations", _named("observations", self.observations))
+        if isinstance(self.actions, Mapping | tuple):
+            put("actions", _named("actions", self.actions))
+        elif self.actions is not None:
+            put("actions", _plain(self.actions))
+        put("rewards", None if self.rewards is None else _plain(self.rewards))
+        put("extras", {name: _plain(array) for name, array in self.extras.items()})
+        length = self._infer_length()
+        for flag in ("terminated", "truncated"):
+            put(flag, _flags(getattr(self, flag), length, flag, self.episode_id))
+        put("final_observation", self._check_lengths(length))
+        if self.collected_at is not None and self.collected_at.tzinfo is None:
+            put("collected_at", self.collected_at.replace(tzinfo=dt.UTC))
+        for name, value, known in (
+            ("kind", self.kind, KINDS),
+            ("final_observation", self.final_observation, FINAL_OBSERVATIONS),
+        ):
+            if value not in known:
+                raise EpisodeError(
+                    f"Expected {name} to be one of {', '.join(known)}, came {value!r}.",
+                    code="bad_dtype",
+                    where=self.episode_id,
+                )
+
+    @property
+    def length(self) -> int:
+        """T, the number of steps."""
+        return len(self.terminated)
+
+    @property
+    def flat_actions(self) -> dict[str, np.ndarray]:
+        """The actions by full name; empty where unknown."""
+        return {} if self.actions is None else _named("actions", self.actions)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All fields by full name: observations, actions, rewards, `extras/<name>`."""
+        found = {**self.observations, **self.flat_actions}
+        if self.rewards is not None:
+            found["rewards"] = self.rewards
+        found.update({f"extras/{name}": array for name, array in self.extras.items()})
+        return found
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The spec this episode is of; extras are not in it."""
+        return DatasetSpec(
+            {n: field_spec(a) for n, a in self.arrays.items() if not n.startswith("extras/")}
+        )
+
+    @property
+    def episode_return(self) -> float | None:
+        """Undiscounted sum of rewards in float64; None where there are no rewards."""
+        return None if self.rewards is None else float(np.sum(self.rewards, dtype=np.float64))
+
+    @property
+    def is_terminated(self) -> bool:
+        """True if the last step is terminated."""
+        return bool(self.length and self.terminated[-1])
+
+    @property
+    def is_truncated(self) -> bool:
+        """True if the last step is truncated."""
+        return bool(self.length and self.truncated[-1])
+
+    def replace(self, **changes: Any) -> Episode:
+        """Returns a copy with some fields changed."""
+        return replace(self, **changes)
+
+    def _infer_length(self) -> int:
+        for array in (*self.flat_actions.values(), self.rewards, self.terminated, self.truncated):
+            if isinstance(array, np.ndarray | list) and np.ndim(array) > 0:
+                return len(array)
+        if not self.observations:
+            return 0
+        rows = len(next(iter(self.observations.values())))
+        return rows if self.final_observation == "missing" else max(rows - 1, 0)
+
+    def _check_lengths(self, length: int) -> FinalObservation:
+        where = self.source_key or self.episode_id
+        lengths = {len(array) for array in self.observations.values()}
+        final = self.final_observation
+        if final is None:
+            final = "missing" if lengths == {length} else "present"
+        expected = length + (final != "missing")
+        if not self.observations or lengths != {expected}:
+            came = ", ".join(f"{n} {len(a)}" for n, a in self.observations.items()) or "none"
+            raise EpisodeError(
+                f"Expected {expected} rows of every observation for {length} steps with a "
+                f"{final} final observation, came {came}.",
+                code="length_mismatch",
+                where=where,
+            )
+        steps = {**self.flat_actions}
+        if self.rewards is not None:
+            steps["rewards"] = self.rewards
+        for name, array in steps.items():
+            if len(array) != length or (name == "rewards" and array.ndim != 1):
+                raise EpisodeError(
+                    f"Expected {name} with {length} rows, came shape {array.shape}.",
+                    code="length_mismatch",
+                    where=where,
+                )
+        for name, array in self.extras.items():
+            if len(array) not in (length, length + 1):
+                raise EpisodeError(
+                    f"Expected the extra {name!r} with {length} or {length + 1} rows, "
+                    f"came shape {array.shape}.",
+                    code="length_mismatch",
+                    where=where,
+                )
+        return final
+
+
+def has_transition(terminated: bool, final_observation: str) -> bool:
+    """True if an episode's *last* step is a transition; every earlier step always is.
+
+    A terminated last step always is one: its discount is 0 and nothing reads its next
+    observation. Any other needs the true final observation; one that the source dropped or
+    copied makes none.
+    """
+    return terminated or final_observation == "present"
+
+
+def _named(root: str, value: object) -> dict[str, np.ndarray]:
+    """Full names for a field group; names that already start with the root are kept."""
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(str(name) == root or str(name).startswith(f"{root}/") for name in value)
+    ):
+        return {str(name): _plain(array) for name, array in value.items()}
+    return {name: _plain(array) for name, array in flatten(root, value).items()}
+
+
+def _plain(value: object) -> np.ndarray:
+    """An array of a dtype we hold, in this machine's byte order, with a time axis."""
+    array = np.asarray(value)
+    if array.dtype.kind not in RAW_KINDS or array.dtype.itemsize > 8:
+        raise EpisodeError(
+            f"Expected an array of bool, integers or floats of at most 8 bytes, "
+            f"came dtype {array.dtype}.",
+            code="bad_dtype",
+        )
+    if array.ndim == 0:
+        raise EpisodeError(
+            "Expected an array with a time axis, came a scalar.", code="length_mismatch"
+        )
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _flags(value: object, length: int, name: str, where: str) -> np.ndarray:
+    if np.ndim(value) == 0:  # type: ignore[arg-type]
+        flags = np.zeros(length, bool)
+        if length:
+            flags[-1] = bool(value)
+        return flags
+    flags = np.asarray(value)
+    if flags.shape != (length,) or flags.dtype.kind not in "biuf":
+        raise EpisodeError(
+            f"Expected {name} as {length} booleans, came shape {flags.shape} of {flags.dtype}.",
+            code="length_mismatch",
+            where=where,
+        )
+    if flags.dtype.kind != "b" and not np.isin(flags, (0, 1)).all():
+        raise EpisodeError(
+            f"Expected {name} of 0 and 1 only, came other values.", code="bad_dtype", where=where
+        )
+    return flags.astype(bool)

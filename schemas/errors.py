@@ -1,0 +1,166 @@
+"""Every error Penstock raises on purpose, as one tree.
+
+An error is one sentence (what was expected, what came, where, what to do) with a stable `kind`
+that scripts can match on and the `exit_code` the command line ends with. Anything else that
+escapes is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class PenstockError(Exception):
+    """Base of the tree; never raised itself."""
+
+    kind: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, where: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Engines carry errors between processes; the default would lose `where` and `code`.
+        return (_rebuild, (type(self), self.message, dict(self.__dict__)))
+
+
+def _rebuild(cls: type[PenstockError], message: str, state: dict[str, object]) -> PenstockError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+# -- what the user typed (exit code 2) ---------------------------------------------------------
+
+
+class UsageError(PenstockError):
+    """A wrong argument, option or combination."""
+
+    kind = "usage"
+    exit_code = 2
+
+
+class NotFoundError(UsageError):
+    """A path, store, version, branch, tag or episode that is not there."""
+
+    kind = "not_found"
+
+
+class UnknownNameError(UsageError):
+    """A name outside a known set: a format, a column, a metric, an environment."""
+
+    kind = "unknown_name"
+
+
+class ConfigError(UsageError):
+    """A configuration that does not validate."""
+
+    kind = "bad_config"
+
+
+class FilterError(UsageError):
+    """A filter that does not parse or does not type-check."""
+
+    kind = "bad_filter"
+
+
+class UnscoredError(UsageError):
+    """A filter over a metric that some candidates have no score for."""
+
+    kind = "unscored"
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency that is not installed."""
+
+    kind = "missing_extra"
+
+
+class SpecMismatchError(UsageError):
+    """Episodes whose fields do not fit the spec of the version they should join."""
+
+    kind = "spec_mismatch"
+
+
+class NameTakenError(UsageError):
+    """A branch or tag name that is in use, or closed for ever."""
+
+    kind = "name_taken"
+
+
+# -- try again later (exit codes 4 and 5) ------------------------------------------------------
+
+
+class LockHeldError(PenstockError):
+    """Another run of the same job holds its lock."""
+
+    kind = "lock_held"
+    exit_code = 4
+
+
+class TransientError(PenstockError):
+    """Storage or contention trouble that a later try may not meet."""
+
+    kind = "transient"
+    exit_code = 5
+
+
+# -- what exists but cannot be trusted (exit code 6) -------------------------------------------
+
+
+class UntrustedError(PenstockError):
+    """Something exists but cannot be trusted whole."""
+
+    kind = "untrusted"
+    exit_code = 6
+
+
+class SourceError(UntrustedError):
+    """A source that cannot be read or contradicts itself as a whole."""
+
+    kind = "bad_source"
+
+
+class DamagedStoreError(UntrustedError):
+    """A store file that is missing, short, or fails its checksum."""
+
+    kind = "damaged_store"
+
+
+class EpisodeError(UntrustedError):
+    """One episode that must not enter a version; `code` says why.
+
+    Codes: `length_mismatch nan inf bad_dtype bad_timestamp gap flags_inconsistent unreadable
+    id_conflict`.
+    """
+
+    kind = "bad_episode"
+
+    def __init__(self, message: str, *, code: str, where: str | None = None) -> None:
+        super().__init__(message, where=where)
+        self.code = code
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint that names the nearest known names, or lists a short set of them."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(repr(choice) for choice in near)}?"
+    if not choices:
+        return "there are none"
+    shown = ", ".join(choices[:12])
+    return f"known: {shown}{', ...' if len(choices) > 12 else ''}"
+
+
+def missing_extra(extra: str, package: str) -> MissingExtraError:
+    """Returns the error that says how to install an optional dependency."""
+    return MissingExtraError(
+        f"This needs the package {package!r}, which is not installed; "
+        f"install it with: pip install 'penstock[{extra}]'."
+    )

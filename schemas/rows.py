@@ -1,0 +1,99 @@
+"""An episode as T+1 rows, the layout of shards, tails and caches.
+
+Row t holds o_t, a_t, r_{t+1} and the end flags; the last row holds the final observation with the
+step fields padded. So the next observation is the next row, an observation is stored once, and a
+transition is two neighbouring rows. `valid` marks real steps, `observation_valid` real
+observations; padding is NaN for floats and 0 otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from schemas.episode import Episode
+from schemas.spec import DatasetSpec, FieldSpec, field_spec
+
+FLAGS = ("terminated", "truncated", "valid", "observation_valid")
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What the rows of a group of episodes hold; equal for every episode of a shard or tail."""
+
+    spec: DatasetSpec
+    extras: Mapping[str, FieldSpec]
+    """Extras by full name, `extras/<name>`."""
+    full_extras: frozenset[str]
+    """Those extras whose last row is real (T+1 rows in the episode)."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal layouts; usable for grouping."""
+        return (self.spec, tuple(sorted(self.extras.items())), self.full_extras)
+
+    @property
+    def fields(self) -> dict[str, FieldSpec]:
+        """All arrays of a row, flags included."""
+        flag = FieldSpec("|b1", ())
+        return {**self.spec.fields, **self.extras, **dict.fromkeys(FLAGS, flag)}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, all arrays together."""
+        return sum(field.row_bytes for field in self.fields.values())
+
+
+def layout_of(episode: Episode) -> RowLayout:
+    """Returns the row layout of one episode."""
+    extras = {f"extras/{name}": array for name, array in episode.extras.items()}
+    return RowLayout(
+        spec=episode.spec,
+        extras={name: field_spec(array) for name, array in extras.items()},
+        full_extras=frozenset(n for n, a in extras.items() if len(a) == episode.length + 1),
+    )
+
+
+def to_rows(episode: Episode) -> dict[str, np.ndarray]:
+    """Returns all arrays of an episode with T+1 rows each."""
+    rows = episode.length + 1
+    padded = {name: _pad(array, rows) for name, array in episode.arrays.items()}
+    padded["terminated"] = _pad(np.asarray(episode.terminated), rows)
+    padded["truncated"] = _pad(np.asarray(episode.truncated), rows)
+    padded["valid"] = np.arange(rows) < rows - 1
+    padded["observation_valid"] = np.ones(rows, bool)
+    padded["observation_valid"][-1] = episode.final_observation == "present"
+    return padded
+
+
+def join_rows(episodes: Iterable[Episode]) -> dict[str, np.ndarray]:
+    """Returns the rows of several episodes of one layout, one after the other."""
+    blocks = [to_rows(episode) for episode in episodes]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def cut_padding(
+    name: str, rows: np.ndarray, final_observation: str, full_extra: bool
+) -> np.ndarray:
+    """Returns the real entries of one field of one episode's T+1 rows.
+
+    Args:
+        name: the field's full name.
+        rows: (T+1, ...), one episode's rows of that field.
+        final_observation: as in the episode row; `missing` cuts the observations' last row.
+        full_extra: True for an extra whose last row is real.
+    """
+    if name.startswith("observations"):
+        return rows[:-1] if final_observation == "missing" else rows
+    return rows if full_extra else rows[:-1]
+
+
+def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+    if len(array) == rows:
+        return array
+    padded = np.empty((rows, *array.shape[1:]), array.dtype)
+    padded[:-1] = array
+    padded[-1] = np.nan if array.dtype.kind == "f" else 0
+    return padded
