@@ -85,12 +85,20 @@ class Episode:
             put("actions", _plain(self.actions))
         put("rewards", None if self.rewards is None else _plain(self.rewards))
         put("extras", {name: _plain(array) for name, array in self.extras.items()})
+        for facts in ("columns", "labels"):  # an absent fact and a null one are the same
+            put(facts, {n: v for n, v in getattr(self, facts).items() if v is not None})
         length = self._infer_length()
         for flag in ("terminated", "truncated"):
             put(flag, _flags(getattr(self, flag), length, flag, self.episode_id))
         put("final_observation", self._check_lengths(length))
         if self.collected_at is not None and self.collected_at.tzinfo is None:
             put("collected_at", self.collected_at.replace(tzinfo=dt.UTC))
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise EpisodeError(
+                f"Expected a seed that fits 64 bits, came {self.seed}.",
+                code="bad_dtype",
+                where=self.source_key or self.episode_id,
+            )
         for name, value, known in (
             ("kind", self.kind, KINDS),
             ("final_observation", self.final_observation, FINAL_OBSERVATIONS),

@@ -1,0 +1,143 @@
+"""Arrays of a version: whole episodes, and one field across all of them as a dask array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pyarrow as pa
+
+from pipeline.store.catalog import Catalog
+from schemas.arrow import episode_from_rows
+from schemas.episode import Episode
+from schemas.errors import UnknownNameError, UsageError, suggest
+from schemas.rows import FLAGS, RowLayout
+from schemas.table import own_columns
+from schemas.version import Block
+
+FEW = 4
+"""Up to so many episodes of a block are read by their rows; for more, the block is read whole."""
+
+
+def read_episodes(
+    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table
+) -> Iterator[Episode]:
+    """Yields the episodes of some rows of an episode table, in order.
+
+    Neighbouring episodes of one block are cut from one reading of it.
+    """
+    names = {role: own_columns(table.schema, role) for role in ("columns", "labels")}
+    order = table["_block"].to_pylist()
+    first = 0
+    while first < len(order):
+        last = first
+        while last < len(order) and order[last] == order[first]:
+            last += 1
+        block = blocks[order[first]]
+        layout = catalog.block_layout(block)
+        facts = [_facts(row, names) for row in table.slice(first, last - first).to_pylist()]
+        whole = catalog.read_block(block) if last - first > FEW else None
+        for fact in facts:
+            rows = slice(fact["_row"], fact["_row"] + fact["length"] + 1)
+            if whole is None:
+                cut = catalog.read_block(block, rows=rows)
+            else:  # copies, so that one kept episode does not keep the block
+                cut = {name: array[rows].copy() for name, array in whole.items()}
+            yield episode_from_rows(cut, layout, fact)
+        first = last
+
+
+def field_array(
+    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str, raw: bool
+) -> da.Array:
+    """Returns one field of the table's episodes in order, one dask chunk per run of a block.
+
+    Args:
+        catalog: the store.
+        blocks: the version's blocks by id.
+        table: episode rows with their places.
+        name: full field name.
+        raw: True for T+1 rows per episode, padding included.
+
+    Raises:
+        UnknownNameError: if no block has the field.
+        UsageError: if some kept episodes have it and others do not.
+    """
+    order = np.array(table["_block"].to_pylist(), dtype=object)
+    starts, lengths = table["_row"].to_numpy(), table["length"].to_numpy()
+    finals = np.array(table["final_observation"].to_pylist(), dtype=object)
+    layouts = {block: catalog.block_layout(blocks[block]) for block in dict.fromkeys(order)}
+    field = _field_of(layouts, name)
+    cuts = np.flatnonzero(order[1:] != order[:-1]) + 1
+    pieces = []
+    for run in np.split(np.arange(len(order)), cuts) if len(order) else []:
+        layout = layouts[order[run[0]]]
+        counts = lengths[run] + 1
+        if not raw:
+            counts = counts - _cut(name, layout, finals[run])
+        task = dask.delayed(_read_run)(catalog, blocks[order[run[0]]], name, starts[run], counts)
+        shape = (int(counts.sum()), *field.shape)
+        pieces.append(da.from_delayed(task, shape, dtype=field.numpy_dtype))
+    if not pieces:
+        return da.zeros((0, *field.shape), dtype=field.numpy_dtype)
+    return da.concatenate(pieces)
+
+
+def to_xarray(xarray: ModuleType, episode: Episode) -> Any:
+    """Returns an episode as an xarray dataset; `time` counts observations, `step` actions."""
+    variables = {}
+    for name, array in {
+        **episode.arrays,
+        "terminated": episode.terminated,
+        "truncated": episode.truncated,
+    }.items():
+        axis = "step" if len(array) == episode.length and name[:12] != "observations" else "time"
+        dims = (axis, *(f"{name}_{k}" for k in range(array.ndim - 1)))
+        variables[name] = (dims, array)
+    facts = {"episode_id": episode.episode_id, "task": episode.task, "kind": episode.kind}
+    return xarray.Dataset(variables, attrs={**facts, **episode.columns})
+
+
+def _facts(row: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    facts = dict(row)
+    collected_at = row["collected_at"]
+    facts["collected_at"] = collected_at.isoformat() if collected_at else None
+    for role, stored in names.items():
+        facts[role] = {
+            name: row[column] for column, name in stored.items() if row[column] is not None
+        }
+    return facts
+
+
+def _field_of(layouts: Mapping[str, RowLayout], name: str) -> Any:
+    found = {block: layout.fields.get(name) for block, layout in layouts.items()}
+    known = {field for layout in layouts.values() for field in layout.fields}
+    if name not in known:
+        raise UnknownNameError(f"Expected a field, came {name!r}; {suggest(name, known)}")
+    missing = sum(field is None for field in found.values())
+    if missing:
+        raise UsageError(
+            f"Expected the field {name!r} in every kept episode, came {missing} of {len(found)} "
+            f"blocks without it; select the episodes that have it first."
+        )
+    return next(iter(found.values()))
+
+
+def _cut(name: str, layout: RowLayout, finals: np.ndarray) -> np.ndarray:
+    """How many padded rows end each episode: 0 or 1."""
+    if name.startswith("observations") and name not in FLAGS:
+        return np.asarray(finals == "missing", np.int64)
+    return np.full(len(finals), 0 if name in layout.full_extras else 1, np.int64)
+
+
+def _read_run(
+    catalog: Catalog, block: Block, name: str, starts: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    rows = catalog.read_block(block, [name])[name]
+    pieces = [rows[start : start + count] for start, count in zip(starts, counts, strict=True)]
+    run: np.ndarray = np.concatenate(pieces)
+    return run

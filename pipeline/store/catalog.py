@@ -1,0 +1,180 @@
+"""One open store: its objects, its commits, and the verified reading of its files.
+
+Everything else in this package is a function of a `Catalog`. Files never change, so whatever was
+read and verified once is kept, within bounds.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from pipeline.store import blocks, ids, layout
+from pipeline.store.commit import Refs
+from pipeline.store.objects import Objects
+from schemas.errors import DamagedStoreError, NotFoundError, UntrustedError
+from schemas.rows import RowLayout
+from schemas.version import STORE_VERSION, Block, DataFile, StoreDocument
+
+T = TypeVar("T")
+
+
+class Catalog:
+    """An open store."""
+
+    def __init__(self, objects: Objects, *, create: bool) -> None:
+        self.objects = objects
+        self.url = objects.url
+        self.document = _open_document(objects, create=create)
+        self.refs = Refs(objects)
+        self.tables: OrderedDict[str, pa.Table] = OrderedDict()
+        """Episode tables of recent versions, by commit id and erasures."""
+        self._parsed: OrderedDict[str, Any] = OrderedDict()
+        self._erased: set[int] = set()
+        self._erasures = 0
+
+    @property
+    def id(self) -> str:
+        """The store's uuid."""
+        return self.document.store_id
+
+    def read(self, file: DataFile) -> bytes:
+        """Returns a file that is what its record says.
+
+        Raises:
+            DamagedStoreError: if it is missing, short or changed.
+        """
+        try:
+            return blocks.check(file, self.objects.read(file.key))
+        except FileNotFoundError:
+            raise DamagedStoreError(
+                "Expected a file that a version refers to, came none; restore it from a copy.",
+                where=f"{self.url}/{file.key}",
+            ) from None
+
+    def parsed(self, file: DataFile, parse: Callable[[bytes], T], keep: int = 256) -> T:
+        """Returns `parse` of a verified file, kept for the next call."""
+        if file.key in self._parsed:
+            self._parsed.move_to_end(file.key)
+        else:
+            self._parsed[file.key] = parse(self.read(file))
+            while len(self._parsed) > keep:
+                self._parsed.popitem(last=False)
+        value: T = self._parsed[file.key]
+        return value
+
+    def parquet(self, file: DataFile) -> pa.Table:
+        """Returns a Parquet file as a table."""
+        return self.parsed(file, parse_parquet)
+
+    def id_index(self, file: DataFile) -> np.ndarray:
+        """Returns a decoded id index."""
+        return self.parsed(file, ids.decode)
+
+    def erased(self) -> set[int]:
+        """Returns the 64-bit id hashes of episodes that were erased for ever.
+
+        Lists are dense and never removed, so only new ones are read.
+        """
+        while True:
+            try:
+                data = self.objects.read(layout.erasure(self._erasures + 1))
+            except FileNotFoundError:
+                return self._erased
+            self._erased |= {int(value, 16) for value in json.loads(data)["id_hashes"]}
+            self._erasures += 1
+
+    # -- blocks --------------------------------------------------------------------------------
+
+    def block_layout(self, block: Block) -> RowLayout:
+        """Returns what the rows of a block hold."""
+        if block.container == "tail":
+            return blocks.open_tail(self.read(block.file))[0]
+        return self._listing(block)[0]
+
+    def read_block(
+        self, block: Block, names: Sequence[str] | None = None, rows: slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """Returns fields of a block's rows, flags included, (rows, *shape) each.
+
+        Args:
+            block: which one.
+            names: full field names; None takes all.
+            rows: which rows; all by default.
+
+        Raises:
+            DamagedStoreError: if a file is missing or fails its checksum.
+        """
+        if block.container == "tail":
+            row_layout, table = blocks.open_tail(self.read(block.file))
+            part = table.slice(rows.start or 0, _span(rows, table.num_rows))
+            return blocks.decode_tail(part, blocks.pick_fields(row_layout, names))
+        row_layout, listed = self._listing(block)
+        fields = blocks.pick_fields(row_layout, names)
+        needed = {key for name in fields for key in blocks.files_of_field(list(listed), name)}
+        files = {key: self.read(listed[key]) for key in sorted(needed)}
+        return blocks.decode_shard(files, fields, rows)
+
+    def _listing(self, block: Block) -> tuple[RowLayout, dict[str, DataFile]]:
+        prefix = layout.shard(block.id)
+        return self.parsed(block.file, lambda data: blocks.parse_listing(data, prefix))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Returns a table as a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def parse_parquet(data: bytes) -> pa.Table:
+    """Inverse of `parquet_bytes`."""
+    return pq.read_table(pa.BufferReader(data))
+
+
+def _span(rows: slice, count: int) -> int:
+    start, stop, _ = rows.indices(count)
+    return max(stop - start, 0)
+
+
+def _open_document(objects: Objects, *, create: bool) -> StoreDocument:
+    """Reads `penstock.json`, or writes it; racing creators agree on one."""
+    for _ in range(2):
+        try:
+            data = objects.read(layout.STORE)
+        except FileNotFoundError:
+            if not create:
+                raise NotFoundError(
+                    "Expected a store here, came none; `penstock ingest ... --into` makes one.",
+                    where=objects.url,
+                ) from None
+        else:
+            return _parse_document(data, objects.url)
+        document = StoreDocument(store_id=layout.new_id(), created_at=dt.datetime.now(dt.UTC))
+        objects.put_if_absent(layout.STORE, document.model_dump_json(indent=1).encode())
+    raise DamagedStoreError("Wrote penstock.json, but it cannot be read back.", where=objects.url)
+
+
+def _parse_document(data: bytes, url: str) -> StoreDocument:
+    try:
+        document = StoreDocument.model_validate_json(data)
+    except ValidationError:
+        raise UntrustedError(
+            "Expected penstock.json to describe a store, came something else.", where=url
+        ) from None
+    if document.store_version > STORE_VERSION:
+        raise UntrustedError(
+            f"Expected a store of format {STORE_VERSION} or older, came "
+            f"{document.store_version}; upgrade Penstock.",
+            where=url,
+        )
+    return document

@@ -1,0 +1,51 @@
+"""What differs between two versions: episodes added, removed, scored anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.catalog import Catalog
+from pipeline.store.tables import episode_table
+from schemas.table import METRIC_COLUMNS
+from schemas.version import Commit
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Episode ids in the order of the version that has them."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    rescored: tuple[str, ...]
+
+
+def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
+    """Returns what changed from one version to another."""
+    before, after = episode_table(catalog, one), episode_table(catalog, two)
+    kept = pc.index_in(after["episode_id"], value_set=before["episode_id"].combine_chunks())
+    gone = pc.is_in(before["episode_id"], value_set=after["episode_id"].combine_chunks())
+    shared = after.filter(pc.is_valid(kept))
+    old = before.take(pc.drop_null(kept))
+    changed = pa.chunked_array([pa.array([False] * shared.num_rows, pa.bool_())])
+    for name in METRIC_COLUMNS:
+        if name in after.column_names or name in before.column_names:
+            changed = pc.or_(changed, _differs(_column(old, name), _column(shared, name)))
+    return Changes(
+        added=tuple(after.filter(pc.is_null(kept))["episode_id"].to_pylist()),
+        removed=tuple(before.filter(pc.invert(gone))["episode_id"].to_pylist()),
+        rescored=tuple(shared.filter(changed)["episode_id"].to_pylist()),
+    )
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table[name].cast(pa.float64())
+    return pa.chunked_array([pa.nulls(table.num_rows, pa.float64())])
+
+
+def _differs(old: pa.ChunkedArray, new: pa.ChunkedArray) -> pa.ChunkedArray:
+    unequal = pc.fill_null(pc.not_equal(old, new), False)
+    return pc.or_(unequal, pc.not_equal(pc.is_null(old), pc.is_null(new)))

@@ -1,0 +1,291 @@
+"""`Version`, one immutable state of a dataset, and `Selection`, some of its episodes.
+
+Both are thin: they hold a commit and hand questions on to functions that know how to answer them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store import arrays, derive, tables
+from pipeline.store.catalog import Catalog
+from pipeline.store.choose import Unscored, choose
+from pipeline.store.query import query
+from schemas.episode import Episode
+from schemas.errors import DamagedStoreError, NotFoundError, missing_extra
+from schemas.spec import DatasetSpec
+from schemas.version import Block, Commit, Derivation, State, VersionRef, dataset_spec
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """Where every kept episode's rows lie; aligned arrays, one entry per episode in order.
+
+    Each episode occupies T+1 consecutive rows of its block; the version's row layout is their
+    concatenation in this order.
+    """
+
+    episode_ids: np.ndarray  # (E,) object
+    data: np.ndarray  # (E,) int32, index into data_ids
+    data_ids: tuple[str, ...]
+    row_start: np.ndarray  # (E,) int64, first row within the block
+    length: np.ndarray  # (E,) int64, T
+    terminated: np.ndarray  # (E,) bool, of the last step
+    final_present: np.ndarray  # (E,) bool, the true final observation is there
+
+
+class Version:
+    """One immutable state of a dataset."""
+
+    def __init__(self, catalog: Catalog, commit: Commit) -> None:
+        self._catalog = catalog
+        self._commit = commit
+
+    def __repr__(self) -> str:
+        sizes = self._commit.totals
+        return (
+            f"Version({self.branch}:{self.number} {self.id[:8]}, {sizes.episodes:,} episodes, "
+            f"{sizes.steps:,} steps, {self.message!r})"
+        )
+
+    # -- what it is ----------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """32 hex digits, unique."""
+        return self._commit.id
+
+    @property
+    def number(self) -> int:
+        """Position on its branch, from 1."""
+        return self._commit.number
+
+    @property
+    def branch(self) -> str:
+        """Name of its branch."""
+        return self._commit.branch
+
+    @property
+    def parent(self) -> VersionRef | None:
+        """The version it was committed on."""
+        return self._commit.parent
+
+    @property
+    def message(self) -> str:
+        """One line that says what changed."""
+        return self._commit.message
+
+    @property
+    def created_at(self) -> dt.datetime:
+        """When it was committed."""
+        return self._commit.created_at
+
+    @property
+    def commit(self) -> Commit:
+        """The commit document."""
+        return self._commit
+
+    @property
+    def state(self) -> State:
+        """Everything the version shows, as a document."""
+        return self._catalog.refs.state(self._commit)
+
+    @property
+    def store(self) -> Catalog:
+        """The open store it belongs to."""
+        return self._catalog
+
+    @property
+    def specs(self) -> dict[str, DatasetSpec]:
+        """The specs of its episodes by name."""
+        return {name: dataset_spec(document) for name, document in self.state.specs.items()}
+
+    # -- episodes ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return int(self._table().num_rows)
+
+    def episodes(
+        self,
+        where: str | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        unscored: Unscored | None = None,
+    ) -> pa.Table:
+        """Returns one row per episode, metric columns joined.
+
+        Args:
+            where: a filter; None keeps all.
+            columns: names; None takes all.
+            unscored: see `choose.choose`.
+        """
+        table = self._table()
+        if where is not None:
+            table = table.filter(pa.array(choose(table, where, unscored=unscored).mask))
+        return tables.pick_columns(table, columns)
+
+    def query(self, sql: str) -> pa.Table:
+        """Returns the result of a SELECT over the view `episodes`."""
+        return query(self.episodes(), sql)
+
+    def where(self, text: str, *, unscored: Unscored | None = None) -> Selection:
+        """Returns the episodes that a filter keeps, not yet a version."""
+        table = self._table()
+        choice = choose(table, text, unscored=unscored)
+        shown = self.state.metrics
+        derivation = Derivation(
+            base=self._commit.ref,
+            where=text,
+            resolved=choice.resolved,
+            unscored=unscored,
+            score_sets={n: shown[n].score_set for n in sorted(choice.columns) if n in shown},
+        )
+        return Selection(self, choice.mask, derivation)
+
+    def episode(self, episode_id: str) -> Episode:
+        """Returns one episode with its arrays.
+
+        Raises:
+            NotFoundError: if the version has no such episode.
+        """
+        table = self._table()
+        at = pc.index(table["episode_id"], episode_id).as_py()
+        if at < 0:
+            raise NotFoundError(
+                f"Expected an episode {episode_id!r} in {self.branch}:{self.number}, came none.",
+                where=self._catalog.url,
+            )
+        return next(arrays.read_episodes(self._catalog, self._blocks(), table.slice(at, 1)))
+
+    def iter_episodes(self, where: str | None = None) -> Iterator[Episode]:
+        """Yields episodes with their arrays in version order, block by block."""
+        table = self._table()
+        if where is not None:
+            table = table.filter(pa.array(choose(table, where).mask))
+        return arrays.read_episodes(self._catalog, self._blocks(), table)
+
+    # -- arrays --------------------------------------------------------------------------------
+
+    def field(self, name: str, *, rows: bool = False) -> da.Array:
+        """Returns one field of all kept episodes as a dask array, one task per block.
+
+        Args:
+            name: full field name, such as `actions` or `observations/state`.
+            rows: True for raw T+1 rows, padding included; by default real entries only.
+        """
+        return arrays.field_array(self._catalog, self._blocks(), self._table(), name, rows)
+
+    def to_xarray(self, episode_id: str) -> xarray.Dataset:
+        """Returns one episode as an xarray dataset (extra `xarray`)."""
+        try:
+            import xarray  # noqa: PLC0415 - an optional extra
+        except ImportError:
+            raise missing_extra("xarray", "xarray") from None
+        return arrays.to_xarray(xarray, self.episode(episode_id))
+
+    def index(self) -> EpisodeIndex:
+        """Returns where every kept episode's rows lie."""
+        table = self._table()
+        blocks = table["_block"].combine_chunks().dictionary_encode()
+        return EpisodeIndex(
+            episode_ids=table["episode_id"].to_numpy(zero_copy_only=False),
+            data=blocks.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+            data_ids=tuple(blocks.dictionary.to_pylist()),
+            row_start=table["_row"].to_numpy(),
+            length=table["length"].to_numpy(),
+            terminated=table["terminated"].to_numpy(zero_copy_only=False),
+            final_present=pc.equal(table["final_observation"], "present").to_numpy(),
+        )
+
+    def data_rows(self, data_id: str) -> int:
+        """Returns how many rows a block holds."""
+        return self._block(data_id).rows
+
+    def read_rows(self, data_id: str, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns fields of a whole block in the T+1-row layout, checksums verified.
+
+        Args:
+            data_id: one of `index().data_ids`.
+            fields: full names, flags (`valid`, `terminated`, ...) included; None takes all.
+        """
+        return self._catalog.read_block(self._block(data_id), fields)
+
+    # -- within --------------------------------------------------------------------------------
+
+    def _table(self) -> pa.Table:
+        return tables.episode_table(self._catalog, self._commit)
+
+    def _blocks(self) -> Mapping[str, Block]:
+        return {block.id: block for part in self.state.parts for block in part.blocks}
+
+    def _block(self, data_id: str) -> Block:
+        try:
+            return self._blocks()[data_id]
+        except KeyError:
+            raise DamagedStoreError(
+                f"Expected the block {data_id} in {self.branch}:{self.number}, came none.",
+                where=self._catalog.url,
+            ) from None
+
+
+class Selection:
+    """Some episodes of a version; committing it makes a version that shares all data."""
+
+    def __init__(self, version: Version, mask: np.ndarray, derivation: Derivation) -> None:
+        """Args: the version, (episodes,) bool in its order, and how they were chosen."""
+        self.version = version
+        self.mask = mask
+        self.derivation = derivation.model_copy(
+            update={"episodes_before": len(mask), "episodes_after": int(mask.sum())}
+        )
+
+    def __len__(self) -> int:
+        return int(self.mask.sum())
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self):,} of {len(self.mask):,} episodes of {self.version!r})"
+
+    def episodes(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Returns the chosen episodes' rows."""
+        return self.version.episodes(columns=columns).filter(pa.array(self.mask))
+
+    def commit(self, branch: str, message: str | None = None) -> Version:
+        """Makes the selection the next version of a branch."""
+        catalog = self.version.store
+        table = tables.episode_table(catalog, self.version.commit).filter(pa.array(self.mask))
+        said = message or f"curate {self.version.branch}:{self.version.number}: {_said(self)}"
+        commit = derive.commit_selection(
+            catalog, self.version.commit, table, self.derivation, branch=branch, message=said
+        )
+        return Version(catalog, commit)
+
+    def plot(self, x: str = "length", y: str = "episode_return") -> Any:
+        """Returns a matplotlib figure of two columns, chosen episodes against the rest."""
+        try:
+            from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
+        except ImportError:
+            raise missing_extra("plot", "matplotlib") from None
+        table = self.version.episodes(columns=[x, y])
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
+        values = {name: np.asarray(table[name].to_numpy(), float) for name in (x, y)}
+        for label, mask, colour in (("left out", ~self.mask, "0.75"), ("kept", self.mask, "C0")):
+            axes.scatter(values[x][mask], values[y][mask], s=12, c=colour, label=label)
+        axes.set(xlabel=x, ylabel=y, title=f"{len(self):,} of {len(self.mask):,} episodes")
+        axes.legend()
+        return figure
+
+
+def _said(selection: Selection) -> str:
+    return selection.derivation.where or f"{len(selection)} episodes"

@@ -1,0 +1,257 @@
+"""The store as people use it: open, append, name, look back."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.store import derive, layout
+from pipeline.store.append import QUARANTINE_COLUMNS, Batch, Outcome, commit_batch
+from pipeline.store.catalog import Catalog
+from pipeline.store.changes import Changes, diff
+from pipeline.store.objects import LocalObjects
+from pipeline.store.reader import EpisodeIndex, Selection, Version
+from pipeline.store.writer import rows_in_order, rows_of, write_blocks
+from schemas.episode import Episode
+from schemas.errors import NotFoundError, UsageError, suggest
+from schemas.version import Commit, VersionRef
+
+MIN_ID_PREFIX = 8
+
+
+class Store:
+    """A versioned store of episodes."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @property
+    def id(self) -> str:
+        """The store's uuid."""
+        return self.catalog.id
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.catalog.url
+
+    # -- versions ------------------------------------------------------------------------------
+
+    def version(self, ref: str | dt.datetime = "main") -> Version:
+        """Returns one version.
+
+        Args:
+            ref: a branch (its newest version), `branch:number`, a tag, an id or a prefix of one
+                of at least 8 digits, or a datetime: what `main` showed then.
+
+        Raises:
+            NotFoundError: naming the nearest branches and tags.
+        """
+        if isinstance(ref, dt.datetime):
+            return Version(self.catalog, self._at_time("main", ref))
+        return Version(self.catalog, self._resolve(ref))
+
+    def log(self, ref: str = "main") -> list[Version]:
+        """Returns a version and its ancestors, newest first."""
+        head = self._resolve(ref)
+        return [Version(self.catalog, commit) for commit in self.catalog.refs.history(head)]
+
+    def diff(self, one: str, two: str) -> Changes:
+        """Says which episodes came, left or were scored anew from one version to another."""
+        return diff(self.catalog, self._resolve(one), self._resolve(two))
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def append(
+        self,
+        episodes: Iterable[Episode],
+        message: str = "",
+        source: str | None = None,
+        *,
+        branch: str = "main",
+    ) -> Version:
+        """Adds episodes under the ids they have, each exactly once.
+
+        An id that is known with the same content is not added again; with other content the
+        episode is quarantined as `id_conflict`. Memory holds a block of episodes at a time.
+
+        Returns:
+            The version that holds them: a new one, or the head if there was nothing to add.
+
+        Raises:
+            SpecMismatchError: if the episodes do not fit the branch's spec.
+        """
+        outcome = self.append_batch(episodes, message, source, branch=branch)
+        commit = outcome.commit or self.catalog.refs.head(branch)
+        if commit is None:
+            raise UsageError("Expected at least one episode for a new store, came none.")
+        return Version(self.catalog, commit)
+
+    def append_batch(
+        self,
+        episodes: Iterable[Episode],
+        message: str = "",
+        source: str | None = None,
+        *,
+        branch: str = "main",
+    ) -> Outcome:
+        """Like `append`, but tells what became of every episode."""
+        layout.check_name(branch, "branch")
+        derive.check_free(self.catalog, branch, taken_by="tag")
+        named = (e if source is None else e.replace(source=source) for e in episodes)
+        written = tuple(write_blocks(self.catalog.objects, rows_of(named)))
+        batch = Batch(written=written, rows=rows_in_order(written))
+        said = message or f"append {len(batch.rows)} episodes"
+        return commit_batch(
+            self.catalog, batch, branch=branch, message=said, run_id=layout.new_id()
+        )
+
+    # -- names ---------------------------------------------------------------------------------
+
+    def tag(self, name: str, version: Version | str = "main") -> None:
+        """Names a version for ever."""
+        commit = version.commit if isinstance(version, Version) else self._resolve(version)
+        derive.create_tag(self.catalog, commit, name)
+
+    def tags(self) -> dict[str, VersionRef]:
+        """Returns all tags."""
+        return derive.tags(self.catalog)
+
+    def delete_tag(self, name: str) -> None:
+        """Removes a tag; the version stays."""
+        derive.delete_tag(self.catalog, name)
+
+    def branch(self, name: str, version: Version | str = "main") -> Version:
+        """Makes a branch that starts at a version."""
+        commit = version.commit if isinstance(version, Version) else self._resolve(version)
+        return Version(self.catalog, derive.create_branch(self.catalog, commit, name))
+
+    def branches(self) -> dict[str, Version]:
+        """Returns the newest version of every branch."""
+        heads = self.catalog.refs.branches()
+        return {name: Version(self.catalog, head) for name, head in heads.items()}
+
+    def delete_branch(self, name: str) -> None:
+        """Closes a branch for ever."""
+        derive.delete_branch(self.catalog, layout.check_name(name, "branch"))
+
+    def revert(self, ref: str) -> Version:
+        """Makes the version a reference names the newest of its branch again."""
+        to = self._resolve(ref)
+        return Version(self.catalog, derive.revert(self.catalog, to.branch, to))
+
+    def quarantine(self, ref: str = "main") -> pa.Table:
+        """Returns the refused episodes that a version knows of."""
+        state = self.catalog.refs.state(self._resolve(ref))
+        listed = [self.catalog.parquet(file) for file in state.quarantine]
+        return pa.concat_tables(listed) if listed else QUARANTINE_COLUMNS.empty_table()
+
+    # -- within --------------------------------------------------------------------------------
+
+    def _resolve(self, ref: str) -> Commit:
+        refs = self.catalog.refs
+        name, colon, number = ref.partition(":")
+        if colon:
+            if not number.isdigit():
+                raise UsageError(f"Expected BRANCH:NUMBER, came {ref!r}.")
+            return refs.read(layout.check_name(name, "branch"), int(number))
+        if layout.is_name(ref):
+            head = refs.head(ref)
+            if head is not None and not head.closed:
+                return head
+            tagged = derive.read_tag(self.catalog, ref)
+            if tagged is not None:
+                return refs.read(tagged.branch, tagged.number)
+        found = self._by_id(ref.lower())
+        if found is not None:
+            return found
+        known = [*refs.branches(), *derive.tags(self.catalog)]
+        if not known and ref == "main":
+            raise NotFoundError(
+                "Expected a version, came a store without any; ingest something first.",
+                where=self.url,
+            )
+        raise NotFoundError(
+            f"Expected a branch, a tag, BRANCH:NUMBER or an id prefix of {MIN_ID_PREFIX} or more "
+            f"digits, came {ref!r}; {suggest(ref, known)}",
+            where=self.url,
+        )
+
+    def _by_id(self, prefix: str) -> Commit | None:
+        if len(prefix) < MIN_ID_PREFIX or not set(prefix) <= set("0123456789abcdef"):
+            return None
+        found: dict[str, Commit] = {}
+        for head in self.catalog.refs.branches().values():
+            for commit in self.catalog.refs.history(head):
+                if commit.id.startswith(prefix):
+                    found[commit.id] = commit
+        if len(found) > 1:
+            raise UsageError(f"Expected an unambiguous id, came {prefix!r} for {len(found)}.")
+        return next(iter(found.values()), None)
+
+    def _at_time(self, branch: str, when: dt.datetime) -> Commit:
+        when = when if when.tzinfo else when.astimezone()
+        head = self.catalog.refs.head(branch)
+        low, high = 0, head.number if head else 0
+        while low < high:  # commit times only grow along a branch
+            middle = (low + high + 1) // 2
+            early = self.catalog.refs.read(branch, middle).created_at <= when
+            low, high = (middle, high) if early else (low, middle - 1)
+        if not low:
+            raise NotFoundError(
+                f"Expected a version of {branch!r} at {when.isoformat()}, came none that old."
+            )
+        return self.catalog.refs.read(branch, low)
+
+
+def open_store(url: str | Path, *, create: bool = False) -> Store:
+    """Opens a store.
+
+    Args:
+        url: a folder.
+        create: make it if there is none; racing creators agree on one.
+
+    Raises:
+        NotFoundError: if there is no store and `create` is False.
+        UntrustedError: if what is there is not a store this release can read.
+    """
+    text = str(url)
+    if "://" in text and not text.startswith("file://"):
+        raise UsageError(
+            f"Expected a folder on a local or mounted disk, came the URL {text!r}.", where=text
+        )
+    root = Path(text.removeprefix("file://")).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise UsageError("Expected a folder for the store, came a file.", where=str(root))
+    return Store(Catalog(LocalObjects(root), create=create))
+
+
+def parse_ref(text: str) -> tuple[str, str]:
+    """Splits `STORE@REF` into store and reference; the reference is `main` if left out."""
+    store, at, ref = text.rpartition("@")
+    if not at or "/" in ref:
+        return text, "main"
+    return store, ref or "main"
+
+
+def open_version(text: str) -> Version:
+    """Returns the version that `STORE@REF` names."""
+    store, ref = parse_ref(text)
+    return open_store(store).version(ref)
+
+
+__all__ = [
+    "EpisodeIndex",
+    "Selection",
+    "Store",
+    "Version",
+    "open_store",
+    "open_version",
+    "parse_ref",
+]

@@ -1,0 +1,108 @@
+"""The episode table of a version: parts, minus selections and erasures, plus overlay columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.catalog import Catalog
+from schemas.errors import UnknownNameError, suggest
+from schemas.identity import hash64
+from schemas.table import PLACE_COLUMNS, concat
+from schemas.version import Commit, Part, State
+
+ORIGIN_COLUMNS = ("_part", "_part_row")
+KEEP_TABLES = 8
+
+
+def episode_table(catalog: Catalog, commit: Commit) -> pa.Table:
+    """Returns one row per kept episode in version order, metric columns joined.
+
+    Besides the public columns it has `_block` and `_row` (where the arrays lie) and `_part` and
+    `_part_row` (position of the row in its part).
+    """
+    erased = catalog.erased()
+    key = f"{commit.id}-{len(erased)}"
+    if key not in catalog.tables:
+        state = catalog.refs.state(commit)
+        catalog.tables[key] = _with_overlays(catalog, state, _kept_rows(catalog, state, erased))
+        while len(catalog.tables) > KEEP_TABLES:
+            catalog.tables.popitem(last=False)
+    catalog.tables.move_to_end(key)
+    return catalog.tables[key]
+
+
+def public_columns(table: pa.Table) -> list[str]:
+    """Returns the columns of an episode table that people see."""
+    hidden = {*PLACE_COLUMNS.names, *ORIGIN_COLUMNS}
+    return [name for name in table.column_names if name not in hidden]
+
+
+def pick_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """Returns some public columns of an episode table; None takes all.
+
+    Raises:
+        UnknownNameError: naming the nearest columns.
+    """
+    known = public_columns(table)
+    for name in columns or ():
+        if name not in known:
+            raise UnknownNameError(
+                f"Expected a column of this version, came {name!r}; {suggest(name, known)}"
+            )
+    return table.select(known if columns is None else list(columns))
+
+
+def _kept_rows(catalog: Catalog, state: State, erased: set[int]) -> pa.Table:
+    tables = []
+    for index, part in enumerate(state.parts):
+        table = catalog.parquet(part.rows)
+        rows = kept_positions(catalog, part, table.num_rows)
+        table = table.take(rows) if part.selection else table
+        table = table.append_column("_part", pa.array(np.full(len(rows), index, np.int32)))
+        tables.append(table.append_column("_part_row", pa.array(rows)))
+    table = concat(tables)
+    if not tables:
+        for name in ORIGIN_COLUMNS:
+            table = table.append_column(name, pa.array([], pa.int64()))
+    if erased:
+        hashes = [hash64(name) for name in table["episode_id"].to_pylist()]
+        table = table.filter(pa.array([value not in erased for value in hashes], pa.bool_()))
+    return table.combine_chunks()
+
+
+def kept_positions(catalog: Catalog, part: Part, count: int) -> np.ndarray:
+    """Returns which rows of a part a version keeps, ascending int64."""
+    if part.selection is None:
+        return np.arange(count, dtype=np.int64)
+    table = catalog.parquet(part.selection)
+    mine = table.filter(pc.equal(table["part"], part.id))
+    return np.sort(mine["row"].to_numpy().astype(np.int64))
+
+
+def _with_overlays(catalog: Catalog, state: State, table: pa.Table) -> pa.Table:
+    """Joins the columns that were added later; the newest value of an episode counts."""
+    columns: dict[str, list[pa.Table]] = {}
+    for overlay in state.overlays:
+        content = None
+        for name in overlay.columns:
+            shown = state.metrics.get(name)
+            if overlay.score_set is not None and (
+                shown is None or shown.score_set != overlay.score_set
+            ):
+                continue  # values of different score sets never mix
+            content = content or catalog.parquet(overlay.file)
+            columns.setdefault(name, []).append(content.select(["episode_id", name]))
+    for name, parts in columns.items():
+        values = pa.concat_tables(reversed(parts))
+        ids = values["episode_id"].combine_chunks()
+        at = pc.index_in(table["episode_id"], value_set=ids)
+        column = values[name].combine_chunks().take(at.combine_chunks())
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table

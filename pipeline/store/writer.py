@@ -1,0 +1,119 @@
+"""From episodes to durable blocks: group by layout, pack, encode, put.
+
+Blocks are written before anything refers to them; until a commit does, they do not exist for any
+reader. Memory holds one block per layout, never the whole input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.store import blocks, layout
+from pipeline.store.objects import Objects
+from schemas.episode import Episode
+from schemas.rows import RowLayout, join_rows, layout_of
+from schemas.spec import DatasetSpec
+from schemas.table import EpisodeRow, episode_row
+from schemas.version import Block
+
+
+@dataclass(frozen=True)
+class WrittenBlock:
+    """A block on disk and the episodes whose rows it holds."""
+
+    block: Block
+    spec: DatasetSpec
+    rows: tuple[EpisodeRow, ...]
+    positions: tuple[int, ...]
+    """Where each episode stood in the input."""
+
+
+@dataclass
+class _Pile:
+    """Episodes of one layout that wait for their block."""
+
+    layout: RowLayout
+    episodes: list[tuple[int, Episode, EpisodeRow]]
+    rows: int = 0
+
+
+def write_blocks(
+    objects: Objects, episodes: Iterable[tuple[Episode, EpisodeRow]], *, spec: str = "default"
+) -> Iterator[WrittenBlock]:
+    """Writes episodes into blocks, each as soon as it is full.
+
+    Args:
+        objects: where.
+        episodes: with their rows, as `schemas.table.episode_row` makes them.
+        spec: name of the spec they join.
+
+    Yields:
+        Durable blocks; every episode is in exactly one.
+    """
+    piles: dict[object, _Pile] = {}
+    for position, (episode, row) in enumerate(episodes):
+        row_layout = layout_of(episode)
+        pile = piles.setdefault(row_layout.key, _Pile(row_layout, []))
+        added = episode.length + 1
+        if pile.episodes and pile.rows + added > blocks.block_rows(row_layout):
+            yield _write(objects, pile, spec)
+            pile = piles[row_layout.key] = _Pile(row_layout, [])
+        pile.episodes.append((position, episode, row))
+        pile.rows += added
+    for pile in piles.values():
+        yield _write(objects, pile, spec)
+
+
+def _write(objects: Objects, pile: _Pile, spec: str) -> WrittenBlock:
+    name = layout.new_id()
+    rows = join_rows(episode for _, episode, _ in pile.episodes)
+    if pile.rows < blocks.TAIL_ROWS:
+        data = blocks.encode_tail(rows, pile.layout)
+        file = blocks.data_file(layout.tail(name), data)
+        files = {file.key: data}
+        container, size = "tail", len(data)
+    else:
+        shard = blocks.encode_shard(rows, pile.layout)
+        listing = blocks.shard_listing(name, shard, pile.layout)
+        file = blocks.data_file(layout.shard_files(name), listing)
+        files = {f"{layout.shard(name)}/{key}": data for key, data in shard.items()}
+        files[file.key] = listing
+        container, size = "shard", sum(map(len, files.values()))
+    objects.put(files)
+    starts = np.cumsum([0, *(episode.length + 1 for _, episode, _ in pile.episodes)])
+    block = Block(
+        id=name,
+        container=container,  # type: ignore[arg-type]
+        spec=spec,
+        rows=pile.rows,
+        bytes=size,
+        file=file,
+    )
+    return WrittenBlock(
+        block=block,
+        spec=pile.layout.spec,
+        rows=tuple(
+            row.placed(name, int(start))
+            for (_, _, row), start in zip(pile.episodes, starts, strict=False)
+        ),
+        positions=tuple(position for position, _, _ in pile.episodes),
+    )
+
+
+def rows_in_order(written: Iterable[WrittenBlock]) -> list[EpisodeRow]:
+    """Returns the rows of all blocks in the order of the input."""
+    placed = {
+        position: row
+        for block in written
+        for position, row in zip(block.positions, block.rows, strict=True)
+    }
+    return [placed[position] for position in sorted(placed)]
+
+
+def rows_of(episodes: Iterable[Episode]) -> Iterator[tuple[Episode, EpisodeRow]]:
+    """Pairs episodes with their rows."""
+    for episode in episodes:
+        yield episode, episode_row(episode)

@@ -1,0 +1,287 @@
+"""The documents a commit writes, and how a chain of them becomes the state of a version.
+
+A commit is one small JSON file that names immutable files. It carries operations (what changed)
+and, every so often or after a jump, the whole state, so that reading a version opens a bounded
+number of commits. `apply` is the only place that says what an operation means.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from schemas.metrics import Document, MetricValue, ScoreSet
+from schemas.spec import DatasetSpec, Encoding, FieldSpec
+
+STORE_VERSION = 1
+
+
+class StoreDocument(Document):
+    """`penstock.json`, written once."""
+
+    format: Literal["penstock"] = "penstock"
+    store_version: int = STORE_VERSION
+    store_id: str
+    created_at: dt.datetime
+
+
+class DataFile(Document):
+    """One immutable file, and how to know that it is whole."""
+
+    key: str
+    bytes: int = Field(ge=0)
+    crc32c: str = Field(pattern=r"\A[0-9a-f]{8}\z")
+
+
+class FieldDocument(Document):
+    """A `FieldSpec` as JSON."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    encoding: Encoding = "raw"
+
+
+class SpecDocument(Document):
+    """A `DatasetSpec` as JSON."""
+
+    fields: Mapping[str, FieldDocument]
+
+
+class Block(Document):
+    """The rows of some whole episodes of one layout: a Zarr shard group or an Arrow tail."""
+
+    id: str
+    container: Literal["shard", "tail"]
+    spec: str
+    """Name of the spec it belongs to."""
+    rows: int = Field(ge=0)
+    """T+1 rows per episode, all episodes together."""
+    bytes: int = Field(ge=0)
+    """Size on disk, all files together."""
+    file: DataFile
+    """The tail itself, or the shard's list of files (`files.json`)."""
+
+
+class Part(Document):
+    """Some episodes that came together: their rows and the blocks that hold their arrays."""
+
+    id: str
+    kind: Literal["stored", "linked"] = "stored"
+    episodes: int = Field(ge=0)
+    """Episodes of this part that the version keeps."""
+    steps: int = Field(ge=0)
+    rows: DataFile
+    blocks: tuple[Block, ...]
+    selection: DataFile | None = None
+    """Which rows a curated version keeps; None keeps all."""
+
+
+class Overlay(Document):
+    """Columns added later, keyed by episode id."""
+
+    file: DataFile
+    score_set: str | None
+    columns: tuple[str, ...]
+    episodes: int
+
+
+class MetricRecord(Document):
+    """Which score set a metric's column shows, and its value when it was measured."""
+
+    score_set: str
+    value: MetricValue
+
+
+class SourceState(Document):
+    """What is known of one source: its fingerprint and dataset-level facts."""
+
+    format: str
+    where: str
+    identity: str | None
+    fingerprint: str
+    metadata: Mapping[str, Any] = {}
+    guesses: tuple[str, ...] = ()
+
+
+class VersionRef(Document):
+    """A commit by place and id."""
+
+    branch: str
+    number: int
+    id: str
+
+
+class Derivation(Document):
+    """How a curated version came from another."""
+
+    base: VersionRef
+    where: str | None = None
+    resolved: str | None = None
+    """The filter with its quantiles replaced by numbers."""
+    top: int | None = None
+    by: str | None = None
+    exclude: tuple[str, ...] = ()
+    unscored: Literal["keep", "drop"] | None = None
+    score_sets: Mapping[str, str] = {}
+    """Metric name to the score set that the filter saw."""
+    episodes_before: int = 0
+    episodes_after: int = 0
+
+
+class State(Document):
+    """Everything a version shows."""
+
+    specs: Mapping[str, SpecDocument] = {}
+    parts: tuple[Part, ...] = ()
+    known: tuple[DataFile, ...] = ()
+    """Id indexes: ids this branch has seen, those a selection dropped included."""
+    overlays: tuple[Overlay, ...] = ()
+    score_sets: Mapping[str, ScoreSet] = {}
+    metrics: Mapping[str, MetricRecord] = {}
+    quarantine: tuple[DataFile, ...] = ()
+    sources: Mapping[str, SourceState] = {}
+    derivation: Derivation | None = None
+
+    @property
+    def episodes(self) -> int:
+        """Episodes kept, before erasures."""
+        return sum(part.episodes for part in self.parts)
+
+    @property
+    def steps(self) -> int:
+        """Steps kept, before erasures."""
+        return sum(part.steps for part in self.parts)
+
+
+class Append(Document):
+    """New episodes, refused episodes, source states: one job's outcome."""
+
+    op: Literal["append"] = "append"
+    specs: Mapping[str, SpecDocument] = {}
+    parts: tuple[Part, ...] = ()
+    known: tuple[DataFile, ...] = ()
+    quarantine: tuple[DataFile, ...] = ()
+    sources: Mapping[str, SourceState] = {}
+
+
+class Measure(Document):
+    """Scores of a version as overlay columns."""
+
+    op: Literal["measure"] = "measure"
+    score_set: ScoreSet
+    overlays: tuple[Overlay, ...]
+    metrics: Mapping[str, MetricRecord]
+
+
+class Reset(Document):
+    """A jump to the state that the commit carries: a new branch, a curated version, a revert."""
+
+    op: Literal["reset"] = "reset"
+    reason: Literal["branch", "curate", "revert"]
+    to: VersionRef
+
+
+class Close(Document):
+    """The end of a branch; its name is not used again."""
+
+    op: Literal["close"] = "close"
+
+
+Operation = Annotated[Append | Measure | Reset | Close, Field(discriminator="op")]
+
+
+class Totals(Document):
+    """Sizes of a version, kept in its commit so that a log reads nothing else."""
+
+    episodes: int
+    steps: int
+    bytes: int
+
+
+class Commit(Document):
+    """One commit file. Created exclusively, never changed."""
+
+    format: Literal["penstock-commit"] = "penstock-commit"
+    id: str
+    """The commit's own uuid: tells a lost reply from a conflict."""
+    run_id: str
+    """The job that made it: a job that retries finds its own commit."""
+    branch: str
+    number: int = Field(ge=1)
+    parent: VersionRef | None
+    message: str
+    created_at: dt.datetime
+    operations: tuple[Operation, ...]
+    totals: Totals
+    state: State | None = None
+    """The whole state after this commit, at checkpoints and jumps."""
+
+    @property
+    def ref(self) -> VersionRef:
+        """This commit by place and id."""
+        return VersionRef(branch=self.branch, number=self.number, id=self.id)
+
+    @property
+    def closed(self) -> bool:
+        """True if this commit ends its branch."""
+        return any(isinstance(operation, Close) for operation in self.operations)
+
+
+def apply(state: State, operations: Iterable[Operation]) -> State:
+    """Returns the state after some operations.
+
+    A `Reset` cannot be applied: its commit carries the state.
+    """
+    for operation in operations:
+        if isinstance(operation, Append):
+            state = state.model_copy(
+                update={
+                    "specs": {**state.specs, **operation.specs},
+                    "parts": (*state.parts, *operation.parts),
+                    "known": (*state.known, *operation.known),
+                    "quarantine": (*state.quarantine, *operation.quarantine),
+                    "sources": {**state.sources, **operation.sources},
+                }
+            )
+        elif isinstance(operation, Measure):
+            state = state.model_copy(
+                update={
+                    "overlays": (*state.overlays, *operation.overlays),
+                    "score_sets": {
+                        **state.score_sets,
+                        operation.score_set.id: operation.score_set,
+                    },
+                    "metrics": {**state.metrics, **operation.metrics},
+                }
+            )
+    return state
+
+
+def totals(state: State) -> Totals:
+    """Returns the sizes of a state."""
+    size = sum(part.rows.bytes + sum(block.bytes for block in part.blocks) for part in state.parts)
+    size += sum(overlay.file.bytes for overlay in state.overlays)
+    return Totals(episodes=state.episodes, steps=state.steps, bytes=size)
+
+
+def spec_document(spec: DatasetSpec) -> SpecDocument:
+    """Returns a spec as a document."""
+    return SpecDocument(
+        fields={
+            name: FieldDocument(dtype=field.dtype, shape=field.shape, encoding=field.encoding)
+            for name, field in spec.fields.items()
+        }
+    )
+
+
+def dataset_spec(document: SpecDocument) -> DatasetSpec:
+    """Inverse of `spec_document`."""
+    return DatasetSpec(
+        {
+            name: FieldSpec(field.dtype, field.shape, field.encoding)
+            for name, field in document.fields.items()
+        }
+    )
