@@ -1,0 +1,46 @@
+"""Sources that state every step's next observation, as D4RL and robomimic may.
+
+Within an episode the next observation must be the next row's observation; then only the last one
+says anything new: the final observation. A row that contradicts the one after it means steps are
+missing between them. A last row that repeats its observation bit for bit is the copy that some
+converters put where the true one was lost (robomimic's own does), not a final observation.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def differing_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Returns (N,) bool: rows of two (N, ...) arrays that differ; NaN equals NaN."""
+    differ = left != right
+    if left.dtype.kind == "f":
+        differ &= ~(np.isnan(left) & np.isnan(right))
+    return np.asarray(differ.reshape(len(left), -1).any(axis=1))
+
+
+def breaks(observations: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
+    """Returns (N,) bool: rows whose next observation is not the row after; the last is False."""
+    found = np.zeros(len(observations), bool)
+    found[:-1] = differing_rows(next_observations[:-1], observations[1:])
+    return found
+
+
+def with_finals(
+    observations: np.ndarray, next_observations: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """Returns (N + E, ...): observations with each episode's final one after its last row.
+
+    Args:
+        observations: (N, ...) rows of E whole episodes.
+        next_observations: (N, ...) of the same dtype.
+        ends: (E,) exclusive end row of each episode; the last is N.
+    """
+    rows = len(observations) + len(ends)
+    joined = np.empty((rows, *observations.shape[1:]), observations.dtype)
+    last = ends + np.arange(len(ends))
+    is_final = np.zeros(rows, bool)
+    is_final[last] = True
+    joined[~is_final] = observations
+    joined[last] = next_observations[ends - 1]
+    return joined

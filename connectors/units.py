@@ -1,0 +1,37 @@
+"""Cuts a dataset into units of work: consecutive episodes of bounded size.
+
+A unit is what an engine hands to a worker, so it is small enough to hold in memory and large enough
+that opening the file does not dominate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from connectors.base import UNIT_STEPS
+
+UNIT_BYTES = 256 * 2**20
+"""Bytes of observations and actions that one unit should hold at most (images fill it first)."""
+
+
+def plan_units(
+    lengths: Sequence[int] | np.ndarray, step_bytes: int = 0
+) -> list[tuple[int, int, int]]:
+    """Returns `(start, stop, steps)` of each unit, episodes in order.
+
+    Args:
+        lengths: steps of each episode.
+        step_bytes: bytes of one step, where known.
+    """
+    most = min(UNIT_STEPS, max(1, UNIT_BYTES // max(1, step_bytes)))
+    before = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
+    units = []
+    start = 0
+    while start < len(lengths):
+        stop = int(np.searchsorted(before, before[start] + most, side="right")) - 1
+        stop = max(stop, start + 1)
+        units.append((start, stop, int(before[stop] - before[start])))
+        start = stop
+    return units
