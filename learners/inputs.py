@@ -1,0 +1,118 @@
+"""Batches as the tensors that networks take: fields joined, scaled, on the right device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learners.normaliser import Normaliser
+from schemas.errors import SpecMismatchError
+from schemas.nesting import escape
+
+
+class Scaler:
+    """A normaliser's numbers on one device.
+
+    Args:
+        normaliser: the frozen numbers.
+        device: where batches come from and networks live.
+    """
+
+    def __init__(self, normaliser: Normaliser, device: str) -> None:
+        self.fields = normaliser.fields
+        self.is_plain = normaliser.is_plain
+        self.device = device
+        self.mean = torch.as_tensor(normaliser.mean, device=device)
+        self.scale = torch.as_tensor(normaliser.scale, device=device)
+        self.action_scale = torch.as_tensor(normaliser.action_scale, device=device)
+        self.is_unit = bool((normaliser.action_scale == 1).all())
+
+    def states(self, observations: Any) -> Tensor:
+        """Returns what networks see of observations, (B, O) float32."""
+        joined = join(observations, self.fields).to(self.device)
+        return joined if self.is_plain else (joined - self.mean) / self.scale
+
+    def to_unit(self, actions: Any) -> Tensor:
+        """Returns recorded actions on the unit box, (B, A) float32."""
+        recorded = join_actions(actions).to(self.device)
+        return recorded if self.is_unit else recorded / self.action_scale
+
+    def from_unit(self, actions: Tensor) -> Tensor:
+        """Inverse of `to_unit`."""
+        return actions if self.is_unit else actions * self.action_scale
+
+
+def join(observations: Any, fields: Sequence[str]) -> Tensor:
+    """Joins the named fields of a batch into one (B, O) float32 tensor.
+
+    Args:
+        observations: a tensor or array (B, ...), or a nested mapping or tuple of such.
+        fields: full names, as in `Normaliser.fields`.
+
+    Raises:
+        SpecMismatchError: if a field is not there.
+    """
+    named = _named("observations", observations)
+    missing = [name for name in fields if name not in named]
+    if missing:
+        raise SpecMismatchError(
+            f"Expected the observation fields {', '.join(fields)}, "
+            f"came {', '.join(named) or 'none'}; the learner was trained on other fields."
+        )
+    parts = [_flat(named[name]) for name in fields]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def join_actions(actions: Any) -> Tensor:
+    """Returns a batch's actions as (B, A) float32.
+
+    Raises:
+        SpecMismatchError: if actions are nested; these learners act through one array.
+    """
+    if isinstance(actions, Mapping | tuple) or actions is None:
+        raise SpecMismatchError("Expected actions as one array, came nested or absent actions.")
+    return _flat(actions)
+
+
+def float_fields(observations: Any) -> tuple[str, ...]:
+    """Returns the sorted full names of a batch's float fields: what a learner takes in.
+
+    Raises:
+        SpecMismatchError: if there is none.
+    """
+    named = _named("observations", observations)
+    found = tuple(sorted(name for name, array in named.items() if _is_float(array)))
+    if not found:
+        raise SpecMismatchError(
+            f"Expected at least one float observation field, came {', '.join(named) or 'none'}."
+        )
+    return found
+
+
+def _named(root: str, value: Any) -> dict[str, Any]:
+    """Full names of the leaves of nested mappings and tuples of tensors or arrays."""
+    if isinstance(value, Mapping):
+        parts = [(escape(str(key)), child) for key, child in value.items()]
+    elif isinstance(value, tuple):
+        parts = [(str(index), child) for index, child in enumerate(value)]
+    else:
+        return {root: value}
+    leaves: dict[str, Any] = {}
+    for part, child in parts:
+        leaves.update(_named(f"{root}/{part}", child))
+    return leaves
+
+
+def _is_float(array: Any) -> bool:
+    if isinstance(array, Tensor):
+        return array.is_floating_point()
+    return bool(np.asarray(array).dtype.kind == "f")
+
+
+def _flat(array: Any) -> Tensor:
+    tensor = torch.as_tensor(array)
+    return tensor.reshape(len(tensor), -1).to(torch.float32)

@@ -1,0 +1,133 @@
+"""How observations and actions enter a network: shifted and scaled, frozen from the data.
+
+The numbers are fitted once on one version, in float64, and travel in the checkpoint: a policy that
+acts months later sees its inputs exactly as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from schemas.errors import SpecMismatchError
+
+EPSILON = 1e-3
+"""Added to standard deviations, as TD3+BC does, so that constant dims stay finite."""
+
+
+class ReadableVersion(Protocol):
+    """The part of a store's version that fitting reads."""
+
+    def index(self) -> Any:
+        """Aligned arrays `data`, `row_start`, `length`, `final_present`, and `data_ids`."""
+        ...
+
+    def read_rows(self, data_id: str, fields: Sequence[str] | None) -> Mapping[str, np.ndarray]:
+        """The rows of one data block, T+1 per episode."""
+        ...
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """Frozen numbers between an episode's fields and a network's unit box."""
+
+    fields: tuple[str, ...]
+    """Full names of the observation fields, in the order in which they are joined."""
+    mean: np.ndarray
+    """(O,) float32."""
+    scale: np.ndarray
+    """(O,) float32, standard deviation plus `EPSILON`; 1 where states enter as they are."""
+    action_scale: np.ndarray
+    """(A,) float32: largest absolute action of the data where that is above 1, else 1."""
+
+    @property
+    def observation_dims(self) -> int:
+        """O, the width of the joined observation."""
+        return len(self.mean)
+
+    @property
+    def action_dims(self) -> int:
+        """A."""
+        return len(self.action_scale)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if states enter as they are."""
+        return not self.mean.any() and bool((self.scale == 1).all())
+
+
+def fit_normaliser(
+    version: ReadableVersion, fields: Sequence[str], standardise: bool
+) -> Normaliser:
+    """Fits the numbers on the real rows of all kept episodes of one version.
+
+    Args:
+        version: what to read.
+        fields: full names of the observation fields, sorted.
+        standardise: False lets observations in as they are.
+
+    Raises:
+        SpecMismatchError: if the version holds no episode.
+    """
+    states, peak = _Moments(), np.zeros(0)
+    index = version.index()
+    for block, data_id in enumerate(index.data_ids):
+        kept = np.flatnonzero(index.data == block)
+        if not len(kept):
+            continue
+        rows = version.read_rows(data_id, [*fields, "actions"])
+        starts, lengths = index.row_start[kept], index.length[kept]
+        seen = _ranges(starts, lengths + index.final_present[kept])
+        states.add(np.concatenate([_matrix(rows[name])[seen] for name in fields], axis=1))
+        actions = np.abs(_matrix(rows["actions"])[_ranges(starts, lengths)])
+        peak = np.fmax(peak if len(peak) else 0.0, np.nanmax(actions, axis=0))
+    if not states.count:
+        raise SpecMismatchError("Expected a version with at least one episode, came an empty one.")
+    mean, scale = states.mean, np.sqrt(states.variance) + EPSILON
+    if not standardise:
+        mean, scale = np.zeros_like(mean), np.ones_like(scale)
+    return Normaliser(
+        tuple(fields),
+        mean.astype(np.float32),
+        scale.astype(np.float32),
+        np.where(peak > 1, peak, 1).astype(np.float32),
+    )
+
+
+class _Moments:
+    """Mean and variance of rows by Chan's merge, in float64 (raw sums lose far offsets)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = np.zeros(0)
+        self.squares = np.zeros(0)
+
+    def add(self, rows: np.ndarray) -> None:
+        rows = rows.astype(np.float64)
+        mean = rows.mean(axis=0)
+        squares = np.square(rows - mean).sum(axis=0)
+        if not self.count:
+            self.count, self.mean, self.squares = len(rows), mean, squares
+            return
+        count = self.count + len(rows)
+        shift = mean - self.mean
+        self.squares = self.squares + squares + shift**2 * (self.count * len(rows) / count)
+        self.mean = self.mean + shift * (len(rows) / count)
+        self.count = count
+
+    @property
+    def variance(self) -> np.ndarray:
+        return self.squares / self.count
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenates the ranges [start, start + length)."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def _matrix(array: np.ndarray) -> np.ndarray:
+    return array.reshape(len(array), -1)

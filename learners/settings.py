@@ -1,0 +1,47 @@
+"""Settings of learners and runs: frozen documents, filled from `key=value` pairs.
+
+Each algorithm states its hyperparameters as one frozen document with a comment per field. What a
+person types is checked here, once: an unknown key is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.errors import ConfigError, UnknownNameError, suggest
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(kind: type[S], values: Mapping[str, Any], where: str = "settings") -> S:
+    """Builds settings from plain values or strings (`{"expectile": "0.9"}`).
+
+    Raises:
+        UnknownNameError: if a key is not a field, with the nearest fields.
+        ConfigError: if a value does not fit its field.
+    """
+    for key in values:
+        if key not in kind.model_fields:
+            raise UnknownNameError(
+                f"Expected a setting of {where}, came {key!r}; {suggest(key, kind.model_fields)}.",
+                where=key,
+            )
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or where
+        raise ConfigError(
+            f"Expected {name} of {where} to be valid ({first['msg']}), came {first['input']!r}.",
+            where=name,
+        ) from error
