@@ -21,7 +21,8 @@ class FeatureSpec(Document):
     """Full names of the state fields; None takes every non-image float field of at most 256
     dims (`flat` or `state` and the like)."""
     pca_dims: int = Field(default=10, ge=1)
-    """States of more dims than this are PCA-whitened to it."""
+    """States of more dims than this are clustered on so many PCA-whitened dims; fits see them all
+    (up to 64 components)."""
     relative_actions: bool = False
     """Score differences of consecutive actions instead of the actions as recorded."""
 

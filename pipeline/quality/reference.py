@@ -1,0 +1,141 @@
+"""The frozen model that scores are relative to: scales, clusters, fits and who is in them.
+
+Fitted on one version and stored with the score set. It is plain arrays and a JSON document, so it
+outlives any class layout; there is no pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from pipeline.quality.clusters import assign
+from pipeline.quality.features import Layout, layout_from_key
+from pipeline.quality.fits import ClusterFits
+from pipeline.quality.moments import CrossMoments
+from pipeline.quality.normalizer import ActionScale, StateScale
+from schemas.errors import DamagedStoreError
+from schemas.metrics import MeasureConfig
+
+FORMAT = 1
+"""Number of the array layout that `to_arrays` writes."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Which episodes the reference was fitted on, by the hash of their rows."""
+
+    fingerprints: np.ndarray  # (M,) uint64, ascending, distinct
+    copies: np.ndarray  # (M,) float64, how often each is there
+
+    def count(self, fingerprints: np.ndarray) -> np.ndarray:
+        """Returns (E,) how often each of these episodes is in the reference; 0 if not."""
+        if not len(self.fingerprints):
+            return np.zeros(len(fingerprints))
+        at = np.searchsorted(self.fingerprints, fingerprints)
+        at = np.minimum(at, len(self.fingerprints) - 1)
+        return np.where(self.fingerprints[at] == fingerprints, self.copies[at], 0.0)
+
+
+@dataclass(frozen=True)
+class GroupModel:
+    """Everything frozen for the rows of one layout: one task, one set of fields."""
+
+    layout: Layout
+    states: StateScale
+    controls: ActionScale
+    """Of actions as recorded, which drive the system."""
+    targets: ActionScale
+    """Of actions as scored; differs from `controls` where actions are scored as differences."""
+    centroids: np.ndarray  # (C, D) float64
+    members: Members
+    policy: ClusterFits | None
+    """Action on state; None where the task has too few rows."""
+    dynamics: ClusterFits | None
+    """Change of state on state and action; None where it has too few rows."""
+
+    def assign(self, predictors: np.ndarray) -> np.ndarray:
+        """Returns (n,) clusters of (n, M) predictors."""
+        return assign(self.states.points(predictors), self.centroids)
+
+    def copies(self, fingerprints: np.ndarray) -> np.ndarray:
+        """Returns (E,) how often each episode is in the reference."""
+        return self.members.count(fingerprints)
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """The models of all layouts of a reference version, and the settings they were made with."""
+
+    config: MeasureConfig
+    groups: Mapping[Layout, GroupModel]
+
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Returns the model as named arrays and a JSON-able document."""
+        arrays: dict[str, np.ndarray] = {}
+        groups = []
+        for number, (layout, group) in enumerate(self.groups.items()):
+            for part in ("states", "controls", "targets", "members"):
+                _put(arrays, f"{number}/{part}", getattr(group, part))
+            arrays[f"{number}/centroids"] = group.centroids
+            strengths = {}
+            for part, fit in (("policy", group.policy), ("dynamics", group.dynamics)):
+                if fit is not None:
+                    _put(arrays, f"{number}/{part}", fit.moments)
+                    arrays[f"{number}/{part}/noise"] = fit.noise
+                    strengths[part] = fit.strength
+            groups.append({"layout": layout.key, "strengths": strengths})
+        config = self.config.model_dump(mode="json")
+        return arrays, {"format": FORMAT, "config": config, "groups": groups}
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> ReferenceModel:
+    """Inverse of `ReferenceModel.to_arrays`.
+
+    Raises:
+        DamagedStoreError: if the document is of another format, or an array is missing.
+    """
+    if document.get("format") != FORMAT:
+        raise DamagedStoreError(
+            f"Expected a reference model of format {FORMAT}, came {document.get('format')!r}; "
+            f"measure with --reference to make a new one."
+        )
+    groups = {}
+    try:
+        for number, entry in enumerate(document["groups"]):
+            layout = layout_from_key(entry["layout"])
+            groups[layout] = GroupModel(
+                layout,
+                states=_get(StateScale, arrays, f"{number}/states"),
+                controls=_get(ActionScale, arrays, f"{number}/controls"),
+                targets=_get(ActionScale, arrays, f"{number}/targets"),
+                centroids=arrays[f"{number}/centroids"],
+                members=_get(Members, arrays, f"{number}/members"),
+                policy=_get_fit(arrays, f"{number}/policy", entry["strengths"].get("policy")),
+                dynamics=_get_fit(arrays, f"{number}/dynamics", entry["strengths"].get("dynamics")),
+            )
+    except KeyError as error:
+        raise DamagedStoreError(
+            f"Expected the reference model's part {error}, it is not there."
+        ) from error
+    return ReferenceModel(MeasureConfig.model_validate(document["config"]), groups)
+
+
+def _put(arrays: dict[str, np.ndarray], prefix: str, value: Any) -> None:
+    for item in fields(value):
+        arrays[f"{prefix}/{item.name}"] = getattr(value, item.name)
+
+
+def _get(kind: type[Any], arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
+    return kind(*(arrays[f"{prefix}/{item.name}"] for item in fields(kind)))
+
+
+def _get_fit(
+    arrays: Mapping[str, np.ndarray], prefix: str, strength: float | None
+) -> ClusterFits | None:
+    if strength is None:
+        return None
+    return ClusterFits(_get(CrossMoments, arrays, prefix), strength, arrays[f"{prefix}/noise"])

@@ -1,0 +1,102 @@
+"""The metrics by name: version, unit and one line on what each measures.
+
+A metric's version changes whenever the same data would score differently, so that values of
+different definitions never mix in one score set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from schemas.errors import UnknownNameError, suggest
+from schemas.metrics import MeasureConfig
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known about one metric."""
+
+    name: str
+    version: str
+    unit: str
+    description: str
+    weight: Literal["steps", "episodes"]
+    """What the dataset value averages over."""
+    relative: bool
+    """True if a score depends on a frozen reference model."""
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "action_variance",
+            "1",
+            "standardised action^2",
+            "Mean squared deviation of actions from the mean action of similar states; "
+            "mostly state spread, kept for comparison with published figures.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "action_divergence",
+            "1",
+            "standardised action^2",
+            "Mean squared deviation of actions from a policy fitted to the other episodes around "
+            "similar states; calibrated to the demonstrator's noise variance.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "action_divergence_h",
+            "1",
+            "standardised action^2 * steps",
+            "Action divergence with step t of T weighted by T - t: early deviations cost most.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "transition_diversity",
+            "1",
+            "nats",
+            "Differential entropy of the next state's residual given state and action, summed "
+            "over state dimensions: the system's own noise.",
+            "steps",
+            True,
+        ),
+        Metric("length", "1", "steps", "Steps of the episode.", "episodes", False),
+        Metric("episode_return", "1", "reward", "Undiscounted sum of rewards.", "episodes", False),
+        Metric(
+            "integrity",
+            "1",
+            "share",
+            "Share of rows without a fault: NaN, Inf, clock going back, gap, end flag in the "
+            "middle. 1 is whole.",
+            "steps",
+            False,
+        ),
+    )
+}
+
+
+def chosen(config: MeasureConfig) -> tuple[str, ...]:
+    """Returns the names of the metrics to compute, in the registry's order.
+
+    Raises:
+        UnknownNameError: if the config names a metric that there is not.
+    """
+    if config.metrics is None:
+        return tuple(METRICS)
+    for name in config.metrics:
+        if name not in METRICS:
+            raise UnknownNameError(
+                f"Expected metrics out of {', '.join(METRICS)}, came {name!r}; "
+                f"{suggest(name, METRICS)}"
+            )
+    return tuple(name for name in METRICS if name in config.metrics)
+
+
+def versions(config: MeasureConfig) -> dict[str, str]:
+    """Returns name and version of the chosen metrics, for the score set."""
+    return {name: METRICS[name].version for name in chosen(config)}

@@ -1,0 +1,104 @@
+"""The front of the metrics: fit a reference model, score episodes against it.
+
+`fit_reference` wires the passes of `passes.py` in this process; engines wire the same functions.
+Scoring is independent per episode, given the model, so it may run anywhere on any split. An
+episode that the reference was fitted on is judged by fits without it: the model knows its members
+by a hash of their rows, whatever they are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.quality.action import score_actions
+from pipeline.quality.blocks import Block, blocks
+from pipeline.quality.horizon import score_facts
+from pipeline.quality.passes import accumulate
+from pipeline.quality.reference import ReferenceModel
+from pipeline.quality.registry import METRICS, chosen
+from pipeline.quality.sketch import SketchStage
+from pipeline.quality.transition import score_transitions
+from schemas.episode import Episode
+from schemas.metrics import MeasureConfig
+
+ACTION_METRICS = ("action_variance", "action_divergence", "action_divergence_h")
+
+
+def needs_reference(config: MeasureConfig) -> bool:
+    """True if any of the chosen metrics is relative to a reference model."""
+    return any(METRICS[name].relative for name in chosen(config))
+
+
+def fit_reference(stream: Callable[[], Iterable[Episode]], config: MeasureConfig) -> ReferenceModel:
+    """Returns the model of the episodes of a stream.
+
+    Args:
+        stream: gives the episodes anew each time it is called; it is called twice, or not at all
+            where none of the chosen metrics needs a reference.
+        config: the run's settings.
+
+    Raises:
+        UnknownNameError: for an unknown metric or observation field.
+    """
+    if not needs_reference(config):
+        return ReferenceModel(config, {})
+    sketch = SketchStage(config)
+    fit = sketch.finalise(accumulate(stream(), sketch))
+    return fit.finalise(accumulate(stream(), fit))
+
+
+def score_episodes(episodes: Iterable[Episode], model: ReferenceModel) -> pa.Table:
+    """Returns `episode_id` and one nullable float64 column per chosen metric, in stream order.
+
+    Null where an episode cannot be scored: no states, actions or rewards, a layout or task that
+    the reference has not (or has too few rows of), or more than 1 % of its rows not finite.
+    """
+    names = chosen(model.config)
+    ids: list[str] = []
+    facts: list[dict[str, float]] = []
+
+    def watched() -> Iterator[Episode]:
+        for episode in episodes:
+            ids.append(episode.episode_id)
+            facts.append(score_facts(episode))
+            yield episode
+
+    relative = [
+        (block.positions, _score_block(block, model, names))
+        for block in blocks(watched(), model.config.features)
+    ]
+    columns = {name: np.full(len(ids), np.nan) for name in names}
+    for name in names:
+        if not METRICS[name].relative:
+            columns[name][:] = [fact[name] for fact in facts]
+    for positions, scores in relative:
+        for name, values in scores.items():
+            columns[name][positions] = values
+    return pa.table(
+        {
+            "episode_id": pa.array(ids, pa.string()),
+            **{name: _nullable(values) for name, values in columns.items()},
+        }
+    )
+
+
+def _score_block(
+    block: Block, model: ReferenceModel, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The chosen relative metrics of a block's episodes; none for a layout without a model."""
+    group = model.groups.get(block.layout)
+    if group is None:
+        return {}
+    scores: dict[str, np.ndarray] = {}
+    if any(name in names for name in ACTION_METRICS):
+        scores.update(score_actions(block, group))
+    if "transition_diversity" in names:
+        scores.update(score_transitions(block, group))
+    return {name: values for name, values in scores.items() if name in names}
+
+
+def _nullable(values: np.ndarray) -> pa.Array:
+    return pa.array(values, pa.float64(), mask=~np.isfinite(values))

@@ -1,0 +1,80 @@
+"""How noisy the system itself is: the entropy of the next state given state and action.
+
+y = s' - s in raw units is fitted on [state; action] like actions are on states. With S the pooled
+covariance of what the fits leave over in the reference, a step's reading is the Gaussian surprisal
+(d ln 2 pi + ln |S| + r^T S^-1 r) / 2 nats over all d state dims, whose mean over the reference is
+the entropy (d ln(2 pi e) + ln |S|) / 2. Misfit of a curved system adds to it: an upper bound.
+Differences of kNN entropies are not an alternative; their bias is nats per dim.
+
+Directions that the fits predict to a variance of 1e-12 count as deterministic: clamped, flagged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.quality.action import MAX_FAULTY_SHARE, episode_means
+from pipeline.quality.blocks import Block
+from pipeline.quality.leave_out import Rows, leave_out
+from pipeline.quality.reference import GroupModel
+
+VARIANCE_FLOOR = 1e-12
+"""In squared units of the state."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A pooled residual covariance, ready for densities."""
+
+    log_determinant: float
+    whitening: np.ndarray  # (d, d) float64, rows turn residuals into unit noise
+    deterministic: int
+    """Directions that were clamped."""
+
+    @property
+    def dims(self) -> int:
+        """Number of state dims, d."""
+        return len(self.whitening)
+
+    @property
+    def entropy(self) -> float:
+        """Nats of a Gaussian of this covariance."""
+        return float(0.5 * (self.dims * np.log(2 * np.pi * np.e) + self.log_determinant))
+
+
+def pooled_noise(covariance: np.ndarray) -> Noise:
+    """Returns the density of a (d, d) covariance with its eigenvalues clamped."""
+    values, vectors = np.linalg.eigh(covariance)
+    clamped = np.maximum(values, VARIANCE_FLOOR)
+    return Noise(
+        log_determinant=float(np.log(clamped).sum()),
+        whitening=vectors / np.sqrt(clamped),
+        deterministic=int((values <= VARIANCE_FLOOR).sum()),
+    )
+
+
+def score_transitions(block: Block, model: GroupModel) -> dict[str, np.ndarray]:
+    """Returns `transition_diversity` of a block's episodes, (E,) nats, NaN for none."""
+    count = len(block.lengths)
+    rows = np.flatnonzero(block.moving)
+    if model.dynamics is None or not len(rows):
+        return {"transition_diversity": np.full(count, np.nan)}
+    states = model.states.predict_from(block.states[rows])
+    found = leave_out(
+        model.dynamics,
+        Rows(
+            x=np.concatenate([states, model.controls.encode(block.actions[rows])], axis=1),
+            y=(block.next_states[rows] - block.states[rows])[:, model.states.kept],
+            labels=model.assign(states),
+            episodes=block.episodes[rows],
+            copies=model.copies(block.fingerprints),
+        ),
+    )
+    noise = pooled_noise(model.dynamics.noise)
+    distance = ((found.residual @ noise.whitening) ** 2).sum(1) / (1 + found.leverage)
+    nats = 0.5 * (noise.dims * np.log(2 * np.pi) + noise.log_determinant + distance)
+    faulty = block.faulty_transitions > MAX_FAULTY_SHARE * block.lengths
+    scores = episode_means(nats, block.episodes[rows], count)
+    return {"transition_diversity": np.where(faulty, np.nan, scores)}
