@@ -14,7 +14,7 @@ in this project touches an h5py object of somebody else's file: connectors see `
   at most what it stores. A gzip chunk that could inflate past 64 MiB is inflated here first, with
   a limit, because HDF5's own filter grows its buffer as far as the stream asks;
 * turn every failure of the library into one sentence: `SourceError` for a file that breaks these
-  rules, its subclass `UnreadableError` for damaged content.
+  rules, its subclass `UnreadableError` for damaged or absent content.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DEFLATE_RATIO = 1032  # the most that one byte of a deflate stream can become (
 
 
 class UnreadableError(SourceError):
-    """Content that HDF5 cannot decode: damage, not malice."""
+    """Content that is not there or that HDF5 cannot decode: damage, not malice."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ class Hdf5Group:
                 )
             return self._group[name]
 
-    def _unexpected(self, name: str, expected: str) -> SourceError:
+    def _unexpected(self, name: str, expected: str) -> UnreadableError:
         there = ", ".join(self.names()[:12]) or "nothing"
-        return SourceError(
+        return UnreadableError(
             f"Expected {expected} {name!r} in {self.where}, there is {there}.", where=self.where
         )
 

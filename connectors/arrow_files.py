@@ -1,0 +1,117 @@
+"""Opens Arrow and Parquet files that we did not write ourselves, without trusting them.
+
+An Arrow file is memory-mapped and its buffers are used where they lie, so it can never become
+larger than it is, unless its record batches are compressed: then a few bytes may claim gigabytes.
+The writers we read from never compress them, so such batches are refused. A Parquet file is held
+to what its schema says of one row: rows x width, at most 200 times the file, where that is more
+than 64 MiB. Every table is validated in full before anything reads it: Arrow trusts its own
+offsets, and wrong ones end the process.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import SourceError
+
+FREE_BYTES = 64 * 2**20
+RATIO = 200
+_MAGIC = b"ARROW1\0\0"
+# Slots of the flatbuffer tables in Arrow's format/Message.fbs.
+_MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
+
+
+def read_ipc(path: Path) -> pa.Table:
+    """Reads an Arrow IPC file.
+
+    Raises:
+        SourceError: if it is not a whole, uncompressed one.
+    """
+    try:
+        data = pa.memory_map(str(path)).read_buffer()
+        if data.slice(0, min(8, data.size)).to_pybytes() != _MAGIC:
+            raise SourceError(f"Expected an Arrow file, {path} is not one.", where=str(path))
+        stream = data.slice(8)  # the file format is the stream format between two marks
+        for message in pa.ipc.MessageReader.open_stream(stream):
+            if message.type != "schema" and not _is_plain_batch(message):
+                raise SourceError(
+                    f"Expected plain record batches in {path}, they are compressed or hold "
+                    f"dictionaries; that could hide any size, write them without.",
+                    where=str(path),
+                )
+        table = pa.ipc.open_stream(stream).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, struct.error) as error:
+        raise _damaged(path, error) from error
+    return table
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Reads a Parquet file.
+
+    Raises:
+        SourceError: if it is not a whole one, or claims more than it may.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            width = sum(_width(field.type) for field in file.schema_arrow)
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            stated = sum(group.total_byte_size for group in groups)
+            claimed = max(file.metadata.num_rows * width, stated)
+            allowed = max(FREE_BYTES, RATIO * path.stat().st_size)
+            if claimed > allowed:
+                raise SourceError(
+                    f"Expected at most {allowed:,} bytes in {path}, it claims {claimed:,} "
+                    f"(a decompression bomb?).",
+                    where=str(path),
+                )
+            table = file.read(use_threads=False)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+    return table
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bytes of one value of a type; 0 for types of no fixed size."""
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * _width(kind.value_type)
+    if pa.types.is_struct(kind):
+        return sum(_width(kind.field(i).type) for i in range(kind.num_fields))
+    if pa.types.is_primitive(kind) or pa.types.is_boolean(kind):
+        return max(1, int(kind.bit_width) // 8)
+    return 0
+
+
+def _is_plain_batch(message: pa.Message) -> bool:
+    """True for a record batch whose flatbuffer has no table `compression`."""
+    if message.type != "record batch":
+        return False
+    data = message.metadata.to_pybytes()
+    header = _slot(data, struct.unpack_from("<I", data, 0)[0], _MESSAGE_HEADER)
+    if header is None:
+        return False
+    batch = header + struct.unpack_from("<I", data, header)[0]
+    return _slot(data, batch, _BATCH_COMPRESSION) is None
+
+
+def _slot(data: bytes, table: int, index: int) -> int | None:
+    """Position of a flatbuffer table's field, or None where it has its default."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    size = struct.unpack_from("<H", data, vtable)[0]
+    entry = 4 + 2 * index
+    if entry >= size:
+        return None
+    offset = struct.unpack_from("<H", data, vtable + entry)[0]
+    return table + offset if offset else None
+
+
+def _damaged(path: Path, error: Exception) -> SourceError:
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return SourceError(
+        f"Expected a whole Arrow or Parquet file, {path} cannot be read: {said}.", where=str(path)
+    )
