@@ -90,6 +90,11 @@ def open_hdf5(where: str | Path, limits: Limits | None = None) -> Iterator[Hdf5G
         yield Hdf5Group(file["/"], str(path), bounds)
 
 
+def is_hdf5(path: Path) -> bool:
+    """True for a file with HDF5's signature, whole or not."""
+    return path.is_file() and bool(h5py.is_hdf5(path))
+
+
 class Hdf5Group:
     """A group seen through hard links only."""
 
