@@ -110,6 +110,12 @@ class TransientError(PenstockError):
     exit_code = 5
 
 
+class DiskFullError(TransientError):
+    """A disk or quota with no room left; nothing half-written is used."""
+
+    kind = "disk_full"
+
+
 # -- what exists but cannot be trusted (exit code 6) -------------------------------------------
 
 
@@ -130,6 +136,12 @@ class DamagedStoreError(UntrustedError):
     """A store file that is missing, short, or fails its checksum."""
 
     kind = "damaged_store"
+
+
+class DamagedCacheError(UntrustedError):
+    """A cache file that is short or fails its checksum; it can be deleted and is made again."""
+
+    kind = "damaged_cache"
 
 
 class EpisodeError(UntrustedError):

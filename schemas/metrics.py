@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Document(BaseModel):
-    """A document at the border: frozen, strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+from schemas.document import DataFile, Document
 
 
 class FeatureSpec(Document):
@@ -62,5 +58,5 @@ class ScoreSet(Document):
     reference: str
     """Id of the version the reference model was fitted on."""
     config: MeasureConfig
-    model: str
-    """Key of the frozen reference model (normaliser, clusters, fits) in the store."""
+    model: DataFile
+    """The frozen reference model (normaliser, clusters, fits)."""

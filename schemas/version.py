@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from schemas.metrics import Document, MetricValue, ScoreSet
+from schemas.document import DataFile, Document
+from schemas.metrics import MetricValue, ScoreSet
 from schemas.spec import DatasetSpec, Encoding, FieldSpec
 
 STORE_VERSION = 1
@@ -26,14 +27,6 @@ class StoreDocument(Document):
     store_version: int = STORE_VERSION
     store_id: str
     created_at: dt.datetime
-
-
-class DataFile(Document):
-    """One immutable file, and how to know that it is whole."""
-
-    key: str
-    bytes: int = Field(ge=0)
-    crc32c: str = Field(pattern=r"\A[0-9a-f]{8}\z")
 
 
 class FieldDocument(Document):

@@ -18,12 +18,12 @@ from pipeline.store import blocks, ids, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft
 from pipeline.store.writer import WrittenBlock
+from schemas.document import DataFile
 from schemas.spec import DatasetSpec
 from schemas.table import EpisodeRow, rows_to_table
 from schemas.version import (
     Append,
     Commit,
-    DataFile,
     Part,
     SourceState,
     State,

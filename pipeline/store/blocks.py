@@ -28,10 +28,10 @@ from schemas.arrow import (
     table_layout,
     table_to_rows,
 )
+from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, UnknownNameError, suggest
 from schemas.rows import RowLayout
 from schemas.spec import FieldSpec
-from schemas.version import DataFile
 
 TAIL_ROWS = 4_096
 """Fewer rows than this make a tail, not a shard."""

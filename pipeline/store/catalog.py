@@ -21,9 +21,10 @@ from pydantic import ValidationError
 from pipeline.store import blocks, ids, layout
 from pipeline.store.commit import Refs
 from pipeline.store.objects import Objects
+from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NotFoundError, UntrustedError
 from schemas.rows import RowLayout
-from schemas.version import STORE_VERSION, Block, DataFile, StoreDocument
+from schemas.version import STORE_VERSION, Block, StoreDocument
 
 T = TypeVar("T")
 

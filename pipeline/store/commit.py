@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from pipeline.store import ids, layout
 from pipeline.store.blocks import check, data_file
 from pipeline.store.objects import Objects
+from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, TransientError
 from schemas.version import (
     Close,
     Commit,
-    DataFile,
     Operation,
     State,
     VersionRef,
@@ -165,7 +165,7 @@ class Refs:
             if draft is None:
                 return None
             commit = self._commit(branch, head, draft, message, run_id)
-            data = commit.model_dump_json(exclude_none=True).encode()
+            data = commit.model_dump_json().encode()
             key = layout.commit(branch, commit.number)
             if self._objects.put_if_absent(key, data) or self._is_own(key, commit):
                 self._commits[key] = commit

@@ -11,8 +11,9 @@ import pyarrow as pa
 from pipeline.store import blocks, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft, close_plan
+from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, UsageError
-from schemas.version import Commit, DataFile, Derivation, Part, Reset, State, VersionRef
+from schemas.version import Commit, Derivation, Part, Reset, State, VersionRef
 
 
 def commit_selection(

@@ -115,3 +115,21 @@ def selection(name: str) -> str:
 def quarantine(name: str) -> str:
     """Key of a list of refused episodes."""
     return f"quarantine/{name}.parquet"
+
+
+def run_record(run_id: str) -> str:
+    """Key of the record of one job's run."""
+    return f"runs/{check_run_id(run_id)}.json"
+
+
+def check_run_id(run_id: str) -> str:
+    """Returns a run id that is fit to be part of a key.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if not _NAME.match(run_id):
+        raise UsageError(
+            f"Expected a run id of letters, digits, '.', '_' and '-', came {run_id!r}."
+        )
+    return run_id

@@ -1,0 +1,100 @@
+"""`penstock curate`: from a filter to a version that shares all data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.output import Json, StoreRef, emit, say, table
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        "curate",
+        help="Make a version of some episodes, without a copy.\n\n"
+        "Example: penstock curate ./store --where 'action_divergence < quantile("
+        "action_divergence, 0.5)' --branch clean --tag clean-v1",
+    )(curate)
+
+
+def curate(
+    store: StoreRef,
+    where: Annotated[str | None, typer.Option("--where", metavar="FILTER")] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, help="Keep the N best.")] = None,
+    by: Annotated[
+        str | None, typer.Option("--by", metavar="COLUMN", help="Of --top; -COLUMN: smallest.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", metavar="FILE", help="Episode ids, one a line.")
+    ] = None,
+    branch: Annotated[str | None, typer.Option("--branch", help="Where the version goes.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show, commit nothing.")] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Apply a curated branch's filter to its base anew.")
+    ] = False,
+    unscored: Annotated[str | None, typer.Option("--unscored", help="keep or drop.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m")] = None,
+    json: Json = False,
+) -> None:
+    from pipeline.curation.select import Curation, apply, read_exclusions
+    from pipeline.curation.select import refresh as refreshed
+    from pipeline.store.store import open_store, parse_ref
+    from schemas.errors import UsageError
+
+    url, ref = parse_ref(store)
+    opened = open_store(url)
+    if refresh:
+        selection, branch = refreshed(opened, ref), ref
+    else:
+        wanted = Curation(
+            where=where,
+            top=top,
+            by=by,
+            exclude=read_exclusions(exclude) if exclude else (),
+            unscored=unscored,
+        )
+        selection = apply(opened.version(ref), wanted)
+    if preview:
+        _tell(selection, json)
+        return
+    if branch is None:
+        raise UsageError("Expected --branch NAME for the curated version, or --preview.")
+    version = selection.commit(branch=branch, message=message)
+    if tag is not None:
+        opened.tag(tag, version)
+    if json:
+        emit(
+            {
+                "version": version.id,
+                "number": version.number,
+                "branch": version.branch,
+                "tag": tag,
+                "episodes": len(version),
+                "steps": version.commit.totals.steps,
+                "derivation": selection.derivation,
+            }
+        )
+    else:
+        d = selection.derivation
+        say(
+            f"{version.branch}:{version.number}: {len(version):,} of {d.episodes_before:,} episodes"
+        )
+        if d.resolved and d.resolved != d.where:
+            say(f"  {d.resolved}")
+
+
+def _tell(selection: Any, json: bool) -> None:
+    from pipeline.curation.select import preview_rows
+
+    rows = preview_rows(selection)
+    if json:
+        emit({"episodes": len(selection), "of": len(selection.mask), "preview": rows})
+        return
+    table(
+        ("column", "kept mean", "left out mean", "kept min", "kept max"),
+        [tuple(r.values()) for r in rows],
+    )
+    say(f"{len(selection):,} of {len(selection.mask):,} episodes; nothing committed")

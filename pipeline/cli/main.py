@@ -1,0 +1,66 @@
+"""The `penstock` command: all groups of commands in one app, and errors as exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+import typer
+
+from pipeline.cli import (
+    bench,
+    curate,
+    demo,
+    formats,
+    ingest,
+    learn,
+    look,
+    measure,
+    names,
+)
+from pipeline.cli.output import emit, note
+
+app = typer.Typer(
+    name="penstock",
+    help="Carries experience to learners: ingest, score, curate, stream, train.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for group in (demo, ingest, formats, look, names, measure, curate, learn, bench):
+    group.register(app)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code (INTERFACES: 0, 1, 2, 3, 4, 5 or 6)."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(args=given, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show(file=sys.stdout)
+        return 0
+    except click.ClickException as error:
+        return _fail(given, "usage", f"{error.format_message()}", None, 2)
+    except (click.Abort, KeyboardInterrupt):
+        note("Interrupted; nothing half-done is visible.")
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        from schemas.errors import PenstockError
+
+        if isinstance(error, PenstockError):
+            return _fail(given, error.kind, error.message, error.where, error.exit_code)
+        traceback.print_exc()
+        return _fail(given, "bug", f"{type(error).__name__}: {error}", None, 1)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(given: list[str], kind: str, message: str, where: str | None, code: int) -> int:
+    if "--json" in given:
+        emit({"error": {"kind": kind, "message": message, "where": where}})
+    place = f" [{where}]" if where and where not in message else ""
+    note(f"penstock: {message}{place}")
+    return code

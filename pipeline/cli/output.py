@@ -1,0 +1,95 @@
+"""How commands speak: one JSON object for machines, tables for people, errors in one sentence.
+
+With `--json` the object is alone on stdout; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+StoreRef = Annotated[
+    str, typer.Argument(metavar="STORE[@REF]", help="A store, and a branch, tag, BRANCH:N or id.")
+]
+StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Path of the store.")]
+
+
+def emit(value: Any) -> None:
+    """Prints one JSON object on stdout."""
+    print(json.dumps(plain(value), ensure_ascii=False))
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as plain JSON: NaN as null, dates in ISO form, documents as objects."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump())
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def say(text: str) -> None:
+    """Prints a line for people on stdout."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """Prints a line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
+    """Prints a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console() if sys.stdout.isatty() else Console(width=180)
+    grid = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        grid.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell(value) for value in row))
+    console.print(grid)
+
+
+def cell(value: Any) -> str:
+    """Returns one value as a person would write it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dt.datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return str(value)
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes as people say it."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""

@@ -1,0 +1,391 @@
+"""The way in, as plain functions: discover, read, validate, write, name, commit.
+
+An engine maps `load_unit` over the units of `discover` and calls `finish` once with all outcomes;
+that is all the wiring there is. What travels between the steps are references and episode rows,
+never arrays. Blocks are written where they are read; they exist for no reader until `finish`
+commits them, and a step that is run twice commits once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from connectors import registry
+from connectors.base import Found, Listing, Unit
+from pipeline.jobs import progress
+from pipeline.steps.name import episode_ids, qualified
+from pipeline.steps.validate import fault_of
+from pipeline.store import derive, ids, layout
+from pipeline.store.append import Batch, Outcome, Refusal, commit_batch
+from pipeline.store.store import Store, open_store
+from pipeline.store.writer import WrittenBlock, write_blocks
+from schemas.episode import Episode
+from schemas.errors import EpisodeError, PenstockError, SourceError
+from schemas.identity import content_id
+from schemas.jobs import IngestJob
+from schemas.table import EpisodeRow, episode_row
+from schemas.version import SourceState
+
+
+@dataclass(frozen=True)
+class Work:
+    """One element of the pipeline: a unit of one of the job's sources."""
+
+    job: IngestJob
+    source: int
+    """Which of the job's sources."""
+    namespace: str | None
+    """Of its native ids; None names its episodes by content."""
+    unit: Unit
+    only: frozenset[int] | None = None
+    """Positions to write without asking; None writes what looks new."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """One healthy episode of a unit: its row, and what its dataset calls it."""
+
+    position: int
+    native: str | None
+    row: EpisodeRow
+    """Placed in a block if it was written."""
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What became of one unit."""
+
+    work: Work
+    read: tuple[Read, ...] = ()
+    written: tuple[WrittenBlock, ...] = ()
+    refusals: tuple[tuple[int, Refusal], ...] = ()
+    """With their positions."""
+    failure: PenstockError | None = None
+    """Why the whole source cannot be trusted."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """The outcome of a job, as `penstock ingest --json` prints it."""
+
+    version: str | None
+    number: int | None
+    branch: str
+    episodes_added: int
+    episodes_known: int
+    episodes_changed: int
+    episodes_replaced: int
+    episodes_quarantined: int
+    steps_added: int
+    bytes_written: int
+    seconds: float
+    reasons: dict[str, int] = field(default_factory=dict)
+    guesses: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+# -- the steps -----------------------------------------------------------------------------------
+
+
+def discover(job: IngestJob) -> list[Listing]:
+    """Lists every source of a job.
+
+    Raises:
+        NotFoundError: if a source is not there.
+        SourceError: if a source cannot be trusted whole.
+    """
+    listings = []
+    for source in job.sources:
+        named, where = registry.parse(source)
+        name = job.format or named or registry.detect(where)
+        listings.append(registry.source(name).discover(where))
+    return listings
+
+
+def plan(job: IngestJob, listings: Sequence[Listing]) -> list[Work]:
+    """Returns the units of all sources as elements of work."""
+    limit = job.max_episodes
+    return [
+        Work(job, index, _namespace(job, listing), unit)
+        for index, listing in enumerate(listings)
+        for unit in listing.units
+        if limit is None or unit.start < limit
+    ]
+
+
+def load_unit(work: Work) -> UnitOutcome:
+    """Reads one unit and writes those of its episodes that the branch does not know.
+
+    A source that turns out to be unreadable is an outcome, not an exception, so that every engine
+    carries its reason home.
+    """
+    unread: list[tuple[Found, EpisodeRow | None]] = []
+    refusals: list[tuple[int, Refusal]] = []
+    try:
+        candidates = _candidates(work, unread, refusals)
+        if work.job.dry_run:
+            written: tuple[WrittenBlock, ...] = ()
+            for _ in candidates:
+                pass
+        else:
+            written = tuple(write_blocks(_store(work.job.into).catalog.objects, candidates))
+    except PenstockError as error:
+        return UnitOutcome(work, failure=error)
+    placed = {row.facts["source_key"]: row for block in written for row in block.rows}
+    read = tuple(
+        Read(found.position, qualified(work.namespace, found.native_id), placed.get(key, row))
+        for found, row in unread
+        if row is not None
+        for key in (row.facts["source_key"],)
+    )
+    return UnitOutcome(work, read, written, tuple(refusals))
+
+
+def finish(
+    job: IngestJob, listings: Sequence[Listing], outcomes: Iterable[UnitOutcome], started: float
+) -> IngestReport:
+    """Names the episodes of all units in order, commits them, and reports.
+
+    Args:
+        job: what was asked.
+        listings: of its sources, in order.
+        outcomes: of all units, in any order.
+        started: `time.time()` at the start of the job.
+
+    Raises:
+        PenstockError: if a source cannot be trusted whole; nothing is committed.
+    """
+    ordered = sorted(outcomes, key=lambda o: (o.work.source, o.work.unit.start))
+    for outcome in ordered:
+        if outcome.failure is not None:
+            raise outcome.failure
+    rows = _named(job, ordered)
+    refusals = [refusal for outcome in ordered for _, refusal in sorted_refusals(outcome)]
+    if job.dry_run:
+        return _report(job, listings, None, rows, refusals, started)
+    store = _store(job.into)
+    ordered, rows = _write_missing(store, job, ordered, rows)
+    batch = Batch(
+        written=[block for outcome in ordered for block in outcome.written],
+        rows=rows,
+        refusals=refusals,
+        sources={listing.where: _source_state(listing) for listing in listings},
+    )
+    message = job.message or _message(listings, rows)
+    committed = commit_batch(
+        store.catalog, batch, branch=job.branch, message=message, run_id=job.run_id
+    )
+    if job.tag is not None:
+        store.tag(job.tag, job.branch)
+    return _report(job, listings, committed, rows, refusals, started)
+
+
+def prepare(job: IngestJob) -> list[Listing]:
+    """Checks what can be checked before any work: sources first, then the store.
+
+    A wrong source leaves no empty store behind.
+    """
+    layout.check_name(job.branch, "branch")
+    if job.tag is not None:
+        layout.check_name(job.tag, "tag")
+    listings = discover(job)
+    if not any(listing.episodes for listing in listings):
+        raise SourceError(
+            "Expected at least one episode, came a source without any.",
+            where=", ".join(listing.where for listing in listings),
+        )
+    if not job.dry_run:
+        store = open_store(job.into, create=True)
+        derive.check_free(store.catalog, job.branch, taken_by="tag")
+    return listings
+
+
+# -- within --------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _store(url: str) -> Store:
+    """One open store per process: its id indexes are read once."""
+    return open_store(url)
+
+
+def _namespace(job: IngestJob, listing: Listing) -> str | None:
+    return (job.namespace or listing.identity) if listing.identity else None
+
+
+def _candidates(
+    work: Work,
+    unread: list[tuple[Found, EpisodeRow | None]],
+    refusals: list[tuple[int, Refusal]],
+) -> Iterator[tuple[Episode, EpisodeRow]]:
+    """Yields the unit's episodes that must be written; notes every episode on the way."""
+    limit = work.job.max_episodes
+    seen = _Seen(work)
+    for found in registry.source(work.unit.format).read(work.unit):
+        if limit is not None and found.position >= limit:
+            break
+        key = f"{work.unit.where}#{found.key}"
+        episode = found.episode
+        fault = found.fault
+        if episode is not None:
+            episode = episode.replace(source=_source_name(work, episode), source_key=key)
+            fault = fault_of(episode)
+        if fault is not None or episode is None:
+            refusals.append((found.position, _refusal(work, found, key, fault)))
+            continue
+        row = episode_row(episode)
+        unread.append((found, row))
+        progress.advance(work.job.run_id, 1, episode.length)
+        if seen.should_write(found, row):
+            yield episode, row
+
+
+class _Seen:
+    """Decides which episodes look new to the branch."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._indexes: list[np.ndarray] = []
+        if not work.job.dry_run:
+            catalog = _store(work.job.into).catalog
+            head = catalog.refs.head(work.job.branch)
+            if head is not None:
+                known = catalog.refs.state(head).known
+                self._indexes = [catalog.id_index(file) for file in known]
+
+    def should_write(self, found: Found, row: EpisodeRow) -> bool:
+        if self._work.only is not None:
+            return found.position in self._work.only
+        # An episode named by content gets its count when all units are in: its first name tells
+        # whether the content is known at all.
+        native = qualified(self._work.namespace, found.native_id)
+        name = native or content_id(row.digest, 0)
+        seen = ids.classify(self._indexes, ids.keys([(name, row.digest)]))
+        return bool(seen[0] == ids.Seen.NEW)
+
+
+def _named(job: IngestJob, ordered: Sequence[UnitOutcome]) -> list[EpisodeRow]:
+    """Returns the rows of all units in order, each under its id."""
+    rows: list[EpisodeRow] = []
+    for source in range(len(job.sources)):
+        read = [read for o in ordered if o.work.source == source for read in o.read]
+        names = episode_ids((one.native, one.row.digest) for one in read)
+        rows += [one.row.named(name) for one, name in zip(read, names, strict=True)]
+    return rows
+
+
+def _write_missing(
+    store: Store, job: IngestJob, ordered: list[UnitOutcome], rows: list[EpisodeRow]
+) -> tuple[list[UnitOutcome], list[EpisodeRow]]:
+    """Writes the few episodes that looked known by content but are a further copy of it."""
+    head = store.catalog.refs.head(job.branch)
+    known = store.catalog.refs.state(head).known if head else ()
+    indexes = [store.catalog.id_index(file) for file in known]
+    verdicts = ids.classify(indexes, ids.keys((row.episode_id, row.digest) for row in rows))
+    missing = {
+        row.facts["source_key"]
+        for row, verdict in zip(rows, verdicts, strict=True)
+        if verdict == ids.Seen.NEW and not row.block
+    }
+    if not missing:
+        return ordered, rows
+    again: list[UnitOutcome] = []
+    for outcome in ordered:
+        keys = {one.position for one in outcome.read if one.row.facts["source_key"] in missing}
+        if keys:
+            again.append(load_unit(replace(outcome.work, only=frozenset(keys))))
+    placed = {
+        row.facts["source_key"]: row for o in again for block in o.written for row in block.rows
+    }
+    filled = [
+        row.placed(placed[key].block, placed[key].row) if key in placed else row
+        for row in rows
+        for key in (row.facts["source_key"],)
+    ]
+    return [*ordered, *again], filled
+
+
+def sorted_refusals(outcome: UnitOutcome) -> list[tuple[int, Refusal]]:
+    """Returns a unit's refusals in the order of its dataset."""
+    return sorted(outcome.refusals, key=lambda pair: pair[0])
+
+
+def _refusal(work: Work, found: Found, key: str, fault: EpisodeError | None) -> Refusal:
+    code = fault.code if fault else "unreadable"
+    message = fault.message if fault else "The episode could not be read."
+    return Refusal(
+        source=_source_name(work, found.episode),
+        source_key=key,
+        episode_id=qualified(work.namespace, found.native_id),
+        digest=None,
+        code=code,
+        message=message,
+    )
+
+
+def _source_name(work: Work, episode: Episode | None) -> str:
+    stated = episode.source if episode is not None else None
+    return stated or work.namespace or work.unit.where
+
+
+def _source_state(listing: Listing) -> SourceState:
+    metadata: dict[str, Any] = json.loads(json.dumps(dict(listing.metadata)))
+    return SourceState(
+        format=listing.format,
+        where=listing.where,
+        identity=listing.identity,
+        fingerprint=listing.fingerprint,
+        metadata=metadata,
+        guesses=listing.guesses,
+    )
+
+
+def _message(listings: Sequence[Listing], rows: Sequence[EpisodeRow]) -> str:
+    names = ", ".join(listing.identity or listing.where for listing in listings)
+    return f"ingest {names} ({len(rows)} episodes)"
+
+
+def _report(
+    job: IngestJob,
+    listings: Sequence[Listing],
+    committed: Outcome | None,
+    rows: Sequence[EpisodeRow],
+    refusals: Sequence[Refusal],
+    started: float,
+) -> IngestReport:
+    commit = committed.commit if committed else None
+    added = committed.added if committed else ()
+    refused = committed.refusals if committed else tuple(refusals)
+    changed = sum(refusal.code == "id_conflict" for refusal in refused)
+    head = commit
+    if committed is not None and head is None:
+        head = _store(job.into).catalog.refs.head(job.branch)
+    fresh = [op for op in commit.operations if op.op == "append"] if commit else []
+    return IngestReport(
+        version=head.id if head else None,
+        number=head.number if head else None,
+        branch=job.branch,
+        episodes_added=len(added),
+        episodes_known=committed.known if committed else 0,
+        episodes_changed=changed,
+        episodes_replaced=0,
+        episodes_quarantined=len(refused),
+        steps_added=sum(row.length for row in added),
+        bytes_written=sum(
+            part.rows.bytes + sum(block.bytes for block in part.blocks)
+            for operation in fresh
+            for part in operation.parts
+        ),
+        seconds=round(time.time() - started, 3),
+        reasons=dict(Counter(refusal.code for refusal in refused)),
+        guesses=tuple(dict.fromkeys(g for listing in listings for g in listing.guesses)),
+        dry_run=job.dry_run,
+    )

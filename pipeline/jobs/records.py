@@ -1,0 +1,70 @@
+"""Run records: what became of a job, for its caller and for later.
+
+The commit step of a pipeline may run in another process or on another host than whoever started
+the job. It leaves the outcome as `runs/<run id>.json` in the store, and in this process's memory
+for a caller in the same process (a dry run has no store to leave it in).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.jobs.ingest import IngestReport
+from pipeline.store import layout
+from pipeline.store.store import open_store
+from schemas.errors import PenstockError, TransientError
+from schemas.jobs import IngestJob
+
+_left: dict[str, dict[str, Any]] = {}
+
+
+def leave(job: IngestJob, outcome: IngestReport | PenstockError) -> None:
+    """Records how a job ended; a step that is run twice records once."""
+    if isinstance(outcome, PenstockError):
+        fields = {"kind": outcome.kind, "message": outcome.message, "where": outcome.where}
+        record: dict[str, Any] = {"job": job.model_dump(), "error": fields}
+    else:
+        record = {"job": job.model_dump(), "report": asdict(outcome)}
+    _left[job.run_id] = record
+    if not job.dry_run:
+        objects = open_store(job.into).catalog.objects
+        objects.put_if_absent(layout.run_record(job.run_id), json.dumps(record).encode())
+
+
+def take(job: IngestJob) -> IngestReport:
+    """Returns how a job ended.
+
+    Raises:
+        PenstockError: the error that ended it.
+        TransientError: if the engine came back without an outcome.
+    """
+    record = _left.pop(job.run_id, None)
+    if record is None and not job.dry_run:
+        try:
+            data = open_store(job.into).catalog.objects.read(layout.run_record(job.run_id))
+        except FileNotFoundError:
+            data = b"null"
+        record = json.loads(data)
+    if record is None:
+        raise TransientError(
+            "The engine ended without an outcome of the job; nothing of it is sure to be "
+            "committed; run it again.",
+            where=job.into,
+        )
+    if "error" in record:
+        fields = record["error"]
+        raise _class_of(fields["kind"])(fields["message"], where=fields["where"])
+    report = record["report"]
+    return IngestReport(**{**report, "guesses": tuple(report["guesses"])})
+
+
+def _class_of(kind: str) -> type[PenstockError]:
+    """Returns the error class of a kind; the commit step knows no others."""
+    found: list[type[PenstockError]] = [PenstockError]
+    for cls in found:
+        if cls.kind == kind:
+            return cls
+        found.extend(cls.__subclasses__())
+    return PenstockError

@@ -1,0 +1,106 @@
+"""One version in numbers: what `penstock show` and `penstock stats` tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.quality.registry import METRICS
+from pipeline.store.store import Store, Version
+from schemas.errors import UsageError
+from schemas.rows import FLAGS
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+MAX_QUANTILE_ROWS = 1_000_000
+"""Quantiles of larger fields are of every k-th row."""
+
+
+def describe(store: Store, version: Version) -> dict[str, Any]:
+    """Returns the facts of one version, as `penstock show --json` prints them."""
+    state = version.state
+    table = version.episodes()
+    return {
+        "version": version.id,
+        "number": version.number,
+        "branch": version.branch,
+        "tags": [name for name, ref in store.tags().items() if ref.id == version.id],
+        "parent": version.parent.id if version.parent else None,
+        "message": version.message,
+        "created_at": version.created_at.isoformat(),
+        "episodes": table.num_rows,
+        "steps": int(np.sum(table["length"].to_numpy())) if table.num_rows else 0,
+        "bytes": version.commit.totals.bytes,
+        "specs": {name: spec.model_dump() for name, spec in state.specs.items()},
+        "sources": [
+            {
+                "where": source.where,
+                "format": source.format,
+                "identity": source.identity,
+                "guesses": list(source.guesses),
+            }
+            for source in state.sources.values()
+        ],
+        "metrics": metric_values(version, table),
+        "derivation": state.derivation.model_dump() if state.derivation else None,
+    }
+
+
+def metric_values(version: Version, table: pa.Table) -> dict[str, dict[str, Any]]:
+    """Returns each shown metric's value over the version's own episodes, with its coverage.
+
+    The value that was measured holds for the episodes measured then. Where a version has others
+    (it was curated, or has grown), the mean of its scored episodes is shown, over steps or over
+    episodes as the metric says.
+    """
+    found = {}
+    for name, record in version.state.metrics.items():
+        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        scored = np.isfinite(values)
+        lengths = table["length"].to_numpy().astype(float)
+        by_steps = METRICS[name].weight == "steps" if name in METRICS else True
+        weights = (lengths if by_steps else np.ones(len(values)))[scored]
+        same = int(scored.sum()) == record.value.episodes and scored.all()
+        mean = float(np.average(values[scored], weights=weights)) if weights.sum() else None
+        found[name] = {
+            "value": record.value.value if same else mean,
+            "standard_error": record.value.standard_error if same else None,
+            "score_set": record.score_set,
+            "coverage": float(scored.mean()) if len(scored) else 0.0,
+            "episodes": int(scored.sum()),
+        }
+    return found
+
+
+def field_stats(version: Version) -> dict[str, dict[str, Any]]:
+    """Returns count, mean, std, min, max and quantiles of every field, one value per dimension.
+
+    Fields of more than 64 dims (images) are described as one dimension.
+    """
+    names = [name for spec in version.specs.values() for name in spec.fields]
+    found = {}
+    for name in [*names, *FLAGS[:2]]:
+        try:
+            rows = np.asarray(version.field(name))
+        except UsageError:
+            continue  # only some episodes have it
+        flat = rows.reshape(len(rows), -1) if rows.size <= 64 * max(len(rows), 1) else None
+        values = rows.reshape(-1, 1) if flat is None else flat
+        found[name] = _describe(values.astype(np.float64, copy=False), len(rows))
+    return found
+
+
+def _describe(values: np.ndarray, count: int) -> dict[str, Any]:
+    if not len(values):
+        return {"count": 0, "mean": [], "std": [], "min": [], "max": []}
+    step = max(1, len(values) // MAX_QUANTILE_ROWS)
+    quantiles = np.quantile(values[::step], list(QUANTILES.values()), axis=0)
+    return {
+        "count": count,
+        "mean": values.mean(axis=0).tolist(),
+        "std": values.std(axis=0).tolist(),
+        "min": values.min(axis=0).tolist(),
+        "max": values.max(axis=0).tolist(),
+        **{name: row.tolist() for name, row in zip(QUANTILES, quantiles, strict=True)},
+    }

@@ -1,0 +1,106 @@
+"""Score sets in a store: the frozen reference model, and overlays of scores by episode id."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.store import blocks, layout
+from pipeline.store.catalog import Catalog, parquet_bytes
+from pipeline.store.commit import Draft
+from schemas.document import DataFile
+from schemas.errors import DamagedStoreError, NotFoundError
+from schemas.metrics import MetricValue, ScoreSet
+from schemas.version import Commit, Measure, MetricRecord, Overlay, State
+
+DOCUMENT = "document.json"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one metric run adds to a version."""
+
+    score_set: ScoreSet
+    table: pa.Table
+    """`episode_id` and the columns to add; only episodes that had no score in this set."""
+    values: Mapping[str, MetricValue]
+
+
+def save_model(catalog: Catalog, arrays: Mapping[str, np.ndarray], document: Any) -> DataFile:
+    """Stores a reference model as plain arrays and a JSON document."""
+    sink = io.BytesIO()
+    text = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    np.savez(sink, allow_pickle=False, **{DOCUMENT: text}, **dict(arrays))
+    data = sink.getvalue()
+    key = layout.reference_model(layout.new_id())
+    catalog.objects.put({key: data})
+    return blocks.data_file(key, data)
+
+
+def load_model(catalog: Catalog, file: DataFile) -> tuple[dict[str, np.ndarray], Any]:
+    """Inverse of `save_model`."""
+    try:
+        with np.load(io.BytesIO(catalog.read(file)), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return arrays, json.loads(arrays.pop(DOCUMENT).tobytes())
+    except (ValueError, KeyError, OSError) as error:
+        raise DamagedStoreError(
+            f"Expected a reference model, came something else ({error}).", where=file.key
+        ) from None
+
+
+def scored_ids(catalog: Catalog, state: State, score_set: str) -> pa.Array:
+    """Returns the ids of the episodes that a score set holds."""
+    ids = [
+        catalog.parquet(overlay.file)["episode_id"]
+        for overlay in state.overlays
+        if overlay.score_set == score_set
+    ]
+    chunks = [chunk for column in ids for chunk in column.chunks]
+    return pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())
+
+
+def set_columns(catalog: Catalog, state: State, score_set: str) -> pa.Table | None:
+    """Returns all scores that a set holds, or None if it holds none."""
+    tables = [
+        catalog.parquet(overlay.file)
+        for overlay in state.overlays
+        if overlay.score_set == score_set
+    ]
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def commit_scores(catalog: Catalog, branch: str, scores: Scores, message: str) -> Commit:
+    """Commits scores to a branch's head: no data file is touched.
+
+    Scores are keyed by episode id, so they hold on whatever others appended meanwhile.
+    """
+    columns = tuple(name for name in scores.table.column_names if name != "episode_id")
+    overlays: tuple[Overlay, ...] = ()
+    if scores.table.num_rows and columns:
+        data = parquet_bytes(scores.table)
+        key = layout.overlay(layout.new_id())
+        catalog.objects.put({key: data})
+        overlay = Overlay(
+            file=blocks.data_file(key, data),
+            score_set=scores.score_set.id,
+            columns=columns,
+            episodes=scores.table.num_rows,
+        )
+        overlays = (overlay,)
+    records = {
+        name: MetricRecord(score_set=scores.score_set.id, value=value)
+        for name, value in scores.values.items()
+    }
+    operation = Measure(score_set=scores.score_set, overlays=overlays, metrics=records)
+    plan: Callable[[Commit | None, State], Draft] = lambda _head, _state: Draft((operation,))  # noqa: E731
+    commit = catalog.refs.publish(branch, plan, message=message, run_id=layout.new_id())
+    if commit is None:
+        raise NotFoundError(f"Expected a branch {branch!r}, came none.")
+    return commit

@@ -1,0 +1,19 @@
+"""What every document at a border has in common, and the record of one immutable file."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Document(BaseModel):
+    """A document at the border: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+class DataFile(Document):
+    """One immutable file, and how to know that it is whole."""
+
+    key: str
+    bytes: int = Field(ge=0)
+    crc32c: str = Field(pattern=r"\A[0-9a-f]{8}\z")
