@@ -8,6 +8,7 @@ its way is its own.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import random
 import time
@@ -133,14 +134,18 @@ class Refs:
 
     # -- writing -------------------------------------------------------------------------------
 
-    def publish(self, branch: str, plan: Plan, *, message: str, run_id: str) -> Commit | None:
+    def publish(
+        self, branch: str, plan: Plan, *, message: str, run_id: str, base: int | None = None
+    ) -> Commit | None:
         """Commits what `plan` says on top of the branch's head, again and again until it holds.
 
         Args:
             branch: where.
             plan: called with each head that the commit is tried on.
             message: one line for the log.
-            run_id: the job's own id; if a commit since the first head bears it, the job is done.
+            run_id: the job's own id; if a commit since `base` bears it, the job is done.
+            base: number of the branch's newest version when the job began (0: none), for a job
+                whose process may have died after its commit; by default what it is now.
 
         Returns:
             The commit, or None if the plan found nothing to do.
@@ -151,16 +156,15 @@ class Refs:
         """
         jitter = random.Random(run_id)
         deadline = time.monotonic() + RETRY_SECONDS
-        base: int | None = None
         for attempt in range(1_000_000):
             head = self.head(branch)
             number = head.number if head else 0
-            if head is not None and head.closed:
-                raise NameTakenError(f"The branch {branch!r} is closed; choose another name.")
             base = number if base is None else base
             for own in (self.read(branch, n) for n in range(base + 1, number + 1)):
                 if own.run_id == run_id:
                     return own
+            if head is not None and head.closed:
+                raise NameTakenError(f"The branch {branch!r} is closed; choose another name.")
             draft = plan(head, self.state(head) if head else State())
             if draft is None:
                 return None
@@ -188,10 +192,16 @@ class Refs:
         state = draft.jump or apply(before, draft.operations)
         keep_state = draft.jump is not None or number % CHECKPOINT_EVERY == 0
         if keep_state:
-            state = state.model_copy(update={"known": self._merge_known(state.known)})
+            # Whatever it jumps to, a branch forgets no id that it has seen.
+            seen = {file.key: file for file in (*before.known, *state.known)}
+            known = self._merge_known(tuple(seen.values()))
+            state = state.model_copy(update={"known": known})
         now = dt.datetime.now(dt.UTC)
-        if head is not None:  # time never runs backwards along a branch
-            now = max(now, head.created_at + dt.timedelta(microseconds=1))
+        ancestors = [head] if head else []
+        if draft.parent is not None:
+            ancestors.append(self.read(draft.parent.branch, draft.parent.number))
+        for ancestor in ancestors:  # time never runs backwards from parent to child
+            now = max(now, ancestor.created_at + dt.timedelta(microseconds=1))
         return Commit(
             id=layout.new_id(),
             run_id=run_id,
@@ -209,11 +219,20 @@ class Refs:
         count = ids.mergeable([file.bytes for file in files])
         if not count:
             return files
-        data = b"".join(check(file, self._objects.read(file.key)) for file in files[-count:])
+        data = b"".join(self._read_file(file) for file in files[-count:])
         merged = ids.encode(ids.decode(data))
         key = layout.id_index(layout.new_id())
         self._objects.put({key: merged})
         return (*files[:-count], data_file(key, merged))
+
+    def _read_file(self, file: DataFile) -> bytes:
+        try:
+            return check(file, self._objects.read(file.key))
+        except FileNotFoundError:
+            raise DamagedStoreError(
+                "Expected a file that a version refers to, came none; restore it from a copy.",
+                where=file.key,
+            ) from None
 
     def _is_own(self, key: str, commit: Commit) -> bool:
         """True if the commit in the way is ours: its reply was lost, not its race."""
@@ -222,7 +241,9 @@ class Refs:
     def _remember(self, commit: Commit) -> None:
         self._heads[commit.branch] = commit.number
         if commit.number % CHECKPOINT_EVERY == 0:
-            self._objects.overwrite(layout.head_hint(commit.branch), str(commit.number).encode())
+            hint = str(commit.number).encode()
+            with contextlib.suppress(TransientError):  # the commit stands, hint or no hint
+                self._objects.overwrite(layout.head_hint(commit.branch), hint)
 
     def _hinted(self, branch: str) -> int:
         """Returns the hint if a commit of that number exists, else 0."""

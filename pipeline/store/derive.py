@@ -70,12 +70,10 @@ def revert(catalog: Catalog, branch: str, to: Commit) -> Commit:
     """Makes an older version the newest of a branch, as a new commit."""
     state = catalog.refs.state(to)
 
-    def plan(head: Commit | None, now: State) -> Draft:
+    def plan(head: Commit | None, _state: State) -> Draft:
         if head is None:
             raise NotFoundError(f"Expected a branch {branch!r}, came none.")
-        # Ids stay known: a revert must not let the same episodes in a second time.
-        jump = state.model_copy(update={"known": now.known})
-        return Draft((Reset(reason="revert", to=to.ref),), jump=jump)
+        return Draft((Reset(reason="revert", to=to.ref),), jump=state)
 
     message = f"revert to {to.branch}:{to.number}"
     return _made(catalog.refs.publish(branch, plan, message=message, run_id=layout.new_id()))

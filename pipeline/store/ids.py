@@ -33,9 +33,11 @@ def keys(ids_and_digests: Iterable[tuple[str, str]]) -> np.ndarray:
 
 
 def encode(pairs: np.ndarray) -> bytes:
-    """Returns the file of some keys, (n, 2) uint64."""
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return pairs[order].astype("<u8").tobytes()
+    """Returns the file of some keys, (n, 2) uint64; equal keys are written once."""
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    fresh = np.ones(len(pairs), bool)
+    fresh[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[fresh].astype("<u8").tobytes()
 
 
 def decode(data: bytes) -> np.ndarray:
