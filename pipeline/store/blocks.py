@@ -10,7 +10,7 @@ as zeros.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -30,18 +30,25 @@ from schemas.arrow import (
 )
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, UnknownNameError, suggest
+from schemas.identity import hash64
 from schemas.rows import RowLayout
 from schemas.spec import FieldSpec
 
-TAIL_ROWS = 4_096
-"""Fewer rows than this make a tail, not a shard."""
+TAIL_SHARE = 16
+"""A block smaller than one part in so many of a full shard is a tail: under 4,096 rows, or 128 of
+images."""
 SHARD_ROWS = 65_536
+MAX_SHARD_BYTES = 256 << 20
+"""A writer holds a shard in memory: wide rows make shards of fewer rows."""
 CHUNK_ROWS = 4_096
 MIN_CHUNK_BYTES = 64 << 10
 """Narrow fields take more rows per chunk: the cost of a Zarr chunk is per chunk, not per byte."""
 IMAGE_SHARD_ROWS = 2_048
 IMAGE_CHUNK_ROWS = 16
 MAX_CHUNK_BYTES = 8 << 20
+MAX_NAME_BYTES = 160
+"""Of a folder's name; file systems end at 255."""
+SLASH = "%2F"
 
 
 def checksum(data: bytes) -> str:
@@ -81,20 +88,23 @@ def encode_shard(rows: Mapping[str, np.ndarray], layout: RowLayout) -> dict[str,
     """Returns the files of a Zarr v3 group by their keys relative to it."""
     files: dict[str, Any] = {}
     store = MemoryStore(files)
-    group = zarr.create_group(store, attributes={"penstock": layout_to_json(layout)})
+    attributes = {"penstock": layout_to_json(layout)}
+    group = zarr.create_group(store, attributes=attributes, zarr_format=3)
+    paths = node_paths(layout.fields)
     for name, field in layout.fields.items():
         chunk, shard = _chunking(field, len(rows[name]))
+        inner = tuple(max(size, 1) for size in field.shape)
         array = group.create_array(
-            name,
+            paths[name],
             shape=(len(rows[name]), *field.shape),
             dtype=field.numpy_dtype,
-            chunks=(chunk, *field.shape),
-            shards=(shard, *field.shape),
+            chunks=(chunk, *inner),
+            shards=(shard, *inner),
             compressors=_compressors(field),
             fill_value=0,
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=("row", *(f"{name}_{axis}" for axis in range(len(field.shape)))),
-            attributes=_padding_note(name, field, layout),
+            attributes={"field": name, **_padding_note(name, field, layout)},
             config={"write_empty_chunks": True},
         )
         array[...] = rows[name]
@@ -102,22 +112,22 @@ def encode_shard(rows: Mapping[str, np.ndarray], layout: RowLayout) -> dict[str,
 
 
 def decode_shard(
-    files: Mapping[str, bytes], fields: Mapping[str, FieldSpec], rows: slice = slice(None)
+    files: Mapping[str, bytes], paths: Mapping[str, str], rows: slice = slice(None)
 ) -> dict[str, np.ndarray]:
     """Returns some fields of a shard, (rows, *shape) each.
 
     Args:
         files: the group's files by relative key; those of other fields may be left out.
-        fields: what to read.
+        paths: what to read: field names and their `node_paths`.
         rows: which rows.
     """
     make = default_buffer_prototype().buffer.from_bytes
     store = MemoryStore({key: make(data) for key, data in files.items()})
     group = zarr.open_group(store, mode="r")
     found = {}
-    for name in fields:
+    for name, path in paths.items():
         try:
-            found[name] = np.asarray(group[name][rows])  # type: ignore[index]
+            found[name] = np.asarray(group[path][rows])  # type: ignore[index]
         except (ValueError, KeyError, RuntimeError) as error:
             raise DamagedStoreError(f"Could not decode the field {name!r}: {error}.") from error
     return found
@@ -143,8 +153,45 @@ def parse_listing(data: bytes, prefix: str) -> tuple[RowLayout, dict[str, DataFi
     return layout_from_json(listing["layout"]), files
 
 
+def node_paths(names: Iterable[str]) -> dict[str, str]:
+    """Returns where in a shard's group each field's array is.
+
+    Names are data and become folders: almost all stay as they are, but what no folder may be
+    called, or what Zarr keeps for itself, is percent-encoded, and a name that goes on below
+    another field's (`a` and `a/b`) is kept beside it, as an array holds no arrays.
+    """
+    known = set(names)
+    paths = {}
+    for name in known:
+        parts = name.split("/")
+        lengths = range(1, len(parts))
+        split = next((n for n in lengths if "/".join(parts[:n]) in known), len(parts)) - 1
+        last = _short(SLASH.join(map(_folder, parts[split:])))
+        paths[name] = "/".join([*map(_folder, parts[:split]), last])
+    return paths
+
+
+def _folder(part: str) -> str:
+    """Percent-encodes a path part where it is not fit to be the name of a folder."""
+    safe = "".join(
+        f"%{ord(sign):02X}" if sign in '%\\<>:"|?*' or ord(sign) < 32 else sign for sign in part
+    )
+    if safe.startswith((".", "__")) or safe in ("", "zarr.json"):
+        safe = f"%{ord(safe[0]):02X}{safe[1:]}" if safe else "%"
+    return _short(safe)
+
+
+def _short(folder: str) -> str:
+    return folder if len(folder.encode()) <= MAX_NAME_BYTES else f"%{hash64(folder):016X}"
+
+
 def files_of_field(files: Sequence[str], field: str) -> list[str]:
-    """Returns the keys that reading one field of a shard needs."""
+    """Returns the keys that reading one field of a shard needs.
+
+    Args:
+        files: all keys of the group.
+        field: the field's place in it, one of `node_paths`.
+    """
     parts = field.split("/")
     ancestors = {"zarr.json"} | {
         "/".join([*parts[:depth], "zarr.json"]) for depth in range(1, len(parts) + 1)
@@ -195,7 +242,14 @@ def pick_fields(layout: RowLayout, names: Sequence[str] | None) -> dict[str, Fie
 
 def block_rows(layout: RowLayout) -> int:
     """Returns how many rows a shard of this layout holds at most."""
-    return IMAGE_SHARD_ROWS if any(map(_is_image, layout.fields.values())) else SHARD_ROWS
+    images = any(map(_is_image, layout.fields.values()))
+    rows = IMAGE_SHARD_ROWS if images else SHARD_ROWS
+    return max(TAIL_SHARE, min(rows, MAX_SHARD_BYTES // layout.row_bytes))
+
+
+def tail_rows(layout: RowLayout) -> int:
+    """Returns how many rows of this layout make a shard; fewer make a tail."""
+    return block_rows(layout) // TAIL_SHARE
 
 
 def _is_image(field: FieldSpec) -> bool:

@@ -121,9 +121,12 @@ class Catalog:
             return blocks.decode_tail(part, blocks.pick_fields(row_layout, names))
         row_layout, listed = self._listing(block)
         fields = blocks.pick_fields(row_layout, names)
-        needed = {key for name in fields for key in blocks.files_of_field(list(listed), name)}
+        places = blocks.node_paths(row_layout.fields)
+        paths = {name: places[name] for name in fields}
+        keys = list(listed)
+        needed = {key for path in paths.values() for key in blocks.files_of_field(keys, path)}
         files = {key: self.read(listed[key]) for key in sorted(needed)}
-        return blocks.decode_shard(files, fields, rows)
+        return blocks.decode_shard(files, paths, rows)
 
     def _listing(self, block: Block) -> tuple[RowLayout, dict[str, DataFile]]:
         prefix = layout.shard(block.id)

@@ -6,15 +6,16 @@ to them are durable; `put_if_absent` is the one atomic act that a commit is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.store.disk import Disk
-from schemas.errors import TransientError
+from schemas.errors import DiskFullError, TransientError
 
 TEMPORARY = ".tmp-"
 
@@ -64,10 +65,22 @@ class LocalObjects:
         self.root = root
         self.url = str(root)
         self._disk = disk or Disk()
+        self._durable: set[Path] = set()
+        """Folders whose names this process has synced."""
 
     def read(self, key: str) -> bytes:
         """See `Objects.read`."""
-        return (self.root / key).read_bytes()
+        path = self.root / key
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        except OSError as error:
+            raise TransientError(
+                f"Could not read from the store: {error.strerror or error}; check the disk and "
+                f"this user's rights, then run it again.",
+                where=str(path),
+            ) from error
 
     def exists(self, key: str) -> bool:
         """See `Objects.exists`."""
@@ -76,15 +89,14 @@ class LocalObjects:
     def put(self, files: Mapping[str, bytes]) -> None:
         """See `Objects.put`."""
         with _typed_errors(self.url):
+            made: set[Path] = set()
             touched = set()
             for key, data in files.items():
                 path = self.root / key
-                touched |= self._make_folders(path.parent)
+                made |= self._make_folders(path.parent)
                 self._disk.create(path, data)
                 touched.add(path.parent)
-            # Deepest first: a name is durable only if every folder above it is.
-            for folder in sorted(touched, key=lambda folder: -len(folder.parts)):
-                self._disk.sync_dir(folder)
+            self._sync(made, touched)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `Objects.put_if_absent`.
@@ -95,14 +107,14 @@ class LocalObjects:
         path = self.root / key
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         with _typed_errors(self.url):
-            for folder in sorted(self._make_folders(path.parent), key=lambda f: -len(f.parts)):
-                self._disk.sync_dir(folder)
+            self._sync(self._make_folders(path.parent))
             try:
                 self._disk.create(temporary, data)
                 created = self._disk.link(temporary, path)
                 self._disk.sync_dir(path.parent)
             finally:
-                self._disk.unlink(temporary)
+                with contextlib.suppress(OSError):  # a leftover temporary name harms nobody
+                    self._disk.unlink(temporary)
         return created
 
     def overwrite(self, key: str, data: bytes) -> None:
@@ -110,8 +122,13 @@ class LocalObjects:
         path = self.root / key
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         with _typed_errors(self.url):
-            self._disk.create(temporary, data)
-            self._disk.rename(temporary, path)
+            try:
+                self._disk.create(temporary, data)
+                self._disk.rename(temporary, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._disk.unlink(temporary)
+                raise
 
     def names(self, prefix: str) -> Iterator[str]:
         """See `Objects.names`."""
@@ -123,21 +140,35 @@ class LocalObjects:
 
     def delete(self, key: str) -> None:
         """See `Objects.delete`."""
-        self._disk.unlink(self.root / key)
+        path = self.root / key
+        with _typed_errors(self.url):
+            self._disk.unlink(path)
+            if path.parent.is_dir():
+                self._disk.sync_dir(path.parent)
 
     def _make_folders(self, folder: Path) -> set[Path]:
-        """Makes missing folders up to the root; returns the parents whose names changed."""
+        """Makes missing folders; returns those whose names are not known to be durable yet.
+
+        A folder that is there already may have been made a moment ago by another writer who has
+        not synced it: within the store this process syncs each name once itself.
+        """
         missing = []
-        while not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        changed = set()
+        at = folder
+        while not at.is_dir():
+            missing.append(at)
+            at = at.parent
         for path in reversed(missing):
-            if self._disk.mkdir(path):
-                changed.add(path.parent)
-        # Racing writers may have made a folder whose name is not durable yet: sync it as well.
-        changed.update(path.parent for path in missing)
-        return changed
+            self._disk.mkdir(path)
+        within = [folder, *folder.parents][: len(folder.relative_to(self.root).parts)]
+        return {*missing, *within} - self._durable
+
+    def _sync(self, made: set[Path], touched: Iterable[Path] = ()) -> None:
+        """Makes the names of folders, and those within touched folders, durable."""
+        changed = {*touched, *(folder.parent for folder in made)}
+        # Deepest first: a name is durable only if every folder above it is.
+        for folder in sorted(changed, key=lambda folder: -len(folder.parts)):
+            self._disk.sync_dir(folder)
+        self._durable |= made
 
 
 class _typed_errors:  # noqa: N801 - a context manager that reads like a function
@@ -150,15 +181,16 @@ class _typed_errors:  # noqa: N801 - a context manager that reads like a functio
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError):
             advice = {
                 errno.ENOSPC: "free some space and run it again",
                 errno.EDQUOT: "free some of the quota and run it again",
                 errno.EROFS: "mount the store writable",
                 errno.EACCES: "give this user write access",
             }.get(error.errno or 0, "check the disk, then run it again")
-            raise TransientError(
-                f"Could not write to the store: {error.strerror or error}; nothing of this "
-                f"commit is visible; {advice}.",
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (DiskFullError if full else TransientError)(
+                f"Could not write to the store: {error.strerror or error}; {advice} (what is "
+                f"there already is not added twice).",
                 where=str(error.filename or self._where),
             ) from error

@@ -70,7 +70,7 @@ def write_blocks(
 def _write(objects: Objects, pile: _Pile, spec: str) -> WrittenBlock:
     name = layout.new_id()
     rows = join_rows(episode for _, episode, _ in pile.episodes)
-    if pile.rows < blocks.TAIL_ROWS:
+    if pile.rows < blocks.tail_rows(pile.layout):
         data = blocks.encode_tail(rows, pile.layout)
         file = blocks.data_file(layout.tail(name), data)
         files = {file.key: data}
