@@ -16,7 +16,7 @@ def differing_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     differ = left != right
     if left.dtype.kind == "f":
         differ &= ~(np.isnan(left) & np.isnan(right))
-    return np.asarray(differ.reshape(len(left), -1).any(axis=1))
+    return np.asarray(differ.any(axis=tuple(range(1, differ.ndim))))
 
 
 def breaks(observations: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
