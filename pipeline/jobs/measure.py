@@ -78,14 +78,13 @@ def measure_version(
     scores = score_episodes(_watched(wanted, listener), model)
     values = dataset_values(_all_scores(store, version, score_set.id, scores), model, model.config)
     columns = [name for name in scores.column_names if name not in FACTS]
-    commit = commit_scores(
-        store.catalog,
-        target,
-        Scores(score_set, scores.select(columns), values),
-        f"measure {', '.join(values)} ({len(fresh)} of {table.num_rows} episodes new)",
-    )
+    shown = version.state.metrics
+    if fresh or any(name not in shown or shown[name].value != values[name] for name in values):
+        said = f"measure {', '.join(values)} ({len(fresh)} of {table.num_rows} episodes new)"
+        new_scores = Scores(score_set, scores.select(columns), values)
+        version = Version(store.catalog, commit_scores(store.catalog, target, new_scores, said))
     return Measured(
-        version=Version(store.catalog, commit),
+        version=version,
         score_set=score_set.id,
         metrics=values,
         episodes_scored=len(fresh),
