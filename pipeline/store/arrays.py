@@ -45,9 +45,11 @@ def read_episodes(
             rows = slice(fact["_row"], fact["_row"] + fact["length"] + 1)
             if whole is None:
                 cut = catalog.read_block(block, rows=rows)
-            else:  # copies, so that one kept episode does not keep the block
-                cut = {name: array[rows].copy() for name, array in whole.items()}
-            yield episode_from_rows(cut, layout, fact)
+            else:
+                cut = {name: array[rows] for name, array in whole.items()}
+            # Copies, so that one kept episode does not keep the block, and can be written to.
+            own = {name: array.copy() for name, array in cut.items()}
+            yield episode_from_rows(own, layout, fact)
         first = last
 
 
@@ -65,7 +67,7 @@ def field_array(
 
     Raises:
         UnknownNameError: if no block has the field.
-        UsageError: if some kept episodes have it and others do not.
+        UsageError: if some kept episodes have it and others do not, or have it otherwise.
     """
     order = np.array(table["_block"].to_pylist(), dtype=object)
     starts, lengths = table["_row"].to_numpy(), table["length"].to_numpy()
@@ -88,14 +90,14 @@ def field_array(
 
 
 def to_xarray(xarray: ModuleType, episode: Episode) -> Any:
-    """Returns an episode as an xarray dataset; `time` counts observations, `step` actions."""
+    """Returns an episode as an xarray dataset; `step` counts T steps, `time` T+1 moments."""
     variables = {}
     for name, array in {
         **episode.arrays,
         "terminated": episode.terminated,
         "truncated": episode.truncated,
     }.items():
-        axis = "step" if len(array) == episode.length and name[:12] != "observations" else "time"
+        axis = "step" if len(array) == episode.length else "time"
         dims = (axis, *(f"{name}_{k}" for k in range(array.ndim - 1)))
         variables[name] = (dims, array)
     facts = {"episode_id": episode.episode_id, "task": episode.task, "kind": episode.kind}
@@ -124,7 +126,13 @@ def _field_of(layouts: Mapping[str, RowLayout], name: str) -> Any:
             f"Expected the field {name!r} in every kept episode, came {missing} of {len(found)} "
             f"blocks without it; select the episodes that have it first."
         )
-    return next(iter(found.values()))
+    kinds = set(found.values())
+    if len(kinds) > 1:
+        raise UsageError(
+            f"Expected {name!r} with one dtype and shape in every kept episode, came "
+            f"{', '.join(sorted(map(str, kinds)))}; select the episodes of one kind first."
+        )
+    return next(iter(kinds))
 
 
 def _cut(name: str, layout: RowLayout, finals: np.ndarray) -> np.ndarray:

@@ -9,24 +9,25 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from pipeline.store import blocks, ids, layout
 from pipeline.store.commit import Refs
 from pipeline.store.objects import Objects
+from pipeline.store.recent import Recent
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NotFoundError, UntrustedError
 from schemas.rows import RowLayout
 from schemas.version import STORE_VERSION, Block, StoreDocument
 
 T = TypeVar("T")
+KEEP_FILES = 256
+KEEP_TABLES = 8
 
 
 class Catalog:
@@ -37,11 +38,15 @@ class Catalog:
         self.url = objects.url
         self.document = _open_document(objects, create=create)
         self.refs = Refs(objects)
-        self.tables: OrderedDict[str, pa.Table] = OrderedDict()
+        self.tables = Recent(KEEP_TABLES)
         """Episode tables of recent versions, by commit id and erasures."""
-        self._parsed: OrderedDict[str, Any] = OrderedDict()
+        self._parsed = Recent(KEEP_FILES)
         self._erased: set[int] = set()
         self._erasures = 0
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Workers of other processes open the store themselves; caches do not travel.
+        return (_reopen, (self.objects,))
 
     @property
     def id(self) -> str:
@@ -62,16 +67,9 @@ class Catalog:
                 where=f"{self.url}/{file.key}",
             ) from None
 
-    def parsed(self, file: DataFile, parse: Callable[[bytes], T], keep: int = 256) -> T:
+    def parsed(self, file: DataFile, parse: Callable[[bytes], T]) -> T:
         """Returns `parse` of a verified file, kept for the next call."""
-        if file.key in self._parsed:
-            self._parsed.move_to_end(file.key)
-        else:
-            self._parsed[file.key] = parse(self.read(file))
-            while len(self._parsed) > keep:
-                self._parsed.popitem(last=False)
-        value: T = self._parsed[file.key]
-        return value
+        return self._parsed.get(file.key, lambda: parse(self.read(file)))
 
     def parquet(self, file: DataFile) -> pa.Table:
         """Returns a Parquet file as a table."""
@@ -133,6 +131,10 @@ class Catalog:
         return self.parsed(block.file, lambda data: blocks.parse_listing(data, prefix))
 
 
+def _reopen(objects: Objects) -> Catalog:
+    return Catalog(objects, create=False)
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """Returns a table as a Parquet file."""
     sink = io.BytesIO()
@@ -170,15 +172,15 @@ def _open_document(objects: Objects, *, create: bool) -> StoreDocument:
 
 def _parse_document(data: bytes, url: str) -> StoreDocument:
     try:
-        document = StoreDocument.model_validate_json(data)
-    except ValidationError:
+        number = json.loads(data)["store_version"]
+        if isinstance(number, int) and number > STORE_VERSION:
+            raise UntrustedError(
+                f"Expected a store of format {STORE_VERSION} or older, came {number}; upgrade "
+                f"Penstock.",
+                where=url,
+            )
+        return StoreDocument.model_validate_json(data)
+    except (ValueError, KeyError, TypeError):
         raise UntrustedError(
             "Expected penstock.json to describe a store, came something else.", where=url
         ) from None
-    if document.store_version > STORE_VERSION:
-        raise UntrustedError(
-            f"Expected a store of format {STORE_VERSION} or older, came "
-            f"{document.store_version}; upgrade Penstock.",
-            where=url,
-        )
-    return document

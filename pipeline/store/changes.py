@@ -42,10 +42,18 @@ def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     if name in table.column_names:
-        return table[name].cast(pa.float64())
-    return pa.chunked_array([pa.nulls(table.num_rows, pa.float64())])
+        column = table[name]
+        return column.cast(pa.float64()) if pa.types.is_integer(column.type) else column
+    return pa.chunked_array([pa.nulls(table.num_rows)])
 
 
 def _differs(old: pa.ChunkedArray, new: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Says where two columns differ; null and NaN are both no score."""
+    gone, missing = pc.is_null(old, nan_is_null=True), pc.is_null(new, nan_is_null=True)
+    if pa.types.is_null(old.type) or pa.types.is_null(new.type):
+        return pc.not_equal(gone, missing)
+    if old.type != new.type:
+        old, new = old.cast(pa.string()), new.cast(pa.string())
     unequal = pc.fill_null(pc.not_equal(old, new), False)
-    return pc.or_(unequal, pc.not_equal(pc.is_null(old), pc.is_null(new)))
+    unequal = pc.and_not(unequal, pc.and_(gone, missing))
+    return pc.or_(unequal, pc.not_equal(gone, missing))

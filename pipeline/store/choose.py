@@ -63,7 +63,7 @@ def choose(
     deciding = columns & set(metrics) - set(filters.null_tested_columns(tree))
     null = np.zeros(len(mask), bool)
     for name in deciding:
-        null |= pc.is_null(table[name]).to_numpy()
+        null |= pc.is_null(table[name], nan_is_null=True).to_numpy()
     open_rows = unknown & null
     if open_rows.any() and unscored is None:
         raise UnscoredError(

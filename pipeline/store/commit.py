@@ -127,10 +127,14 @@ class Refs:
             yield at
             at = self.read(at.parent.branch, at.parent.number) if at.parent else None
 
+    def heads(self) -> dict[str, Commit]:
+        """Returns the newest commit of every branch, closed ones included."""
+        heads = {name: self.head(name) for name in sorted(self._objects.names(layout.BRANCHES))}
+        return {name: head for name, head in heads.items() if head}
+
     def branches(self) -> dict[str, Commit]:
         """Returns the head of every branch that is not closed."""
-        heads = {name: self.head(name) for name in sorted(self._objects.names(layout.BRANCHES))}
-        return {name: head for name, head in heads.items() if head and not head.closed}
+        return {name: head for name, head in self.heads().items() if not head.closed}
 
     # -- writing -------------------------------------------------------------------------------
 

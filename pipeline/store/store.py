@@ -158,7 +158,7 @@ class Store:
         refs = self.catalog.refs
         name, colon, number = ref.partition(":")
         if colon:
-            if not number.isdigit():
+            if not (number.isascii() and number.isdigit()):
                 raise UsageError(f"Expected BRANCH:NUMBER, came {ref!r}.")
             return refs.read(layout.check_name(name, "branch"), int(number))
         if layout.is_name(ref):
@@ -187,7 +187,7 @@ class Store:
         if len(prefix) < MIN_ID_PREFIX or not set(prefix) <= set("0123456789abcdef"):
             return None
         found: dict[str, Commit] = {}
-        for head in self.catalog.refs.branches().values():
+        for head in self.catalog.refs.heads().values():  # versions outlive a closed branch
             for commit in self.catalog.refs.history(head):
                 if commit.id.startswith(prefix):
                     found[commit.id] = commit

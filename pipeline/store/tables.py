@@ -15,7 +15,12 @@ from schemas.table import PLACE_COLUMNS, concat
 from schemas.version import Commit, Part, State
 
 ORIGIN_COLUMNS = ("_part", "_part_row")
-KEEP_TABLES = 8
+FIXED_COLUMNS = {
+    *PLACE_COLUMNS.names,
+    *ORIGIN_COLUMNS,
+    *("episode_id", "length", "terminated", "truncated", "final_observation", "digest", "spec"),
+}
+"""What an episode is and where it lies: no column that is added later takes these names."""
 
 
 def episode_table(catalog: Catalog, commit: Commit) -> pa.Table:
@@ -25,14 +30,12 @@ def episode_table(catalog: Catalog, commit: Commit) -> pa.Table:
     `_part_row` (position of the row in its part).
     """
     erased = catalog.erased()
-    key = f"{commit.id}-{len(erased)}"
-    if key not in catalog.tables:
+
+    def make() -> pa.Table:
         state = catalog.refs.state(commit)
-        catalog.tables[key] = _with_overlays(catalog, state, _kept_rows(catalog, state, erased))
-        while len(catalog.tables) > KEEP_TABLES:
-            catalog.tables.popitem(last=False)
-    catalog.tables.move_to_end(key)
-    return catalog.tables[key]
+        return _with_overlays(catalog, state, _kept_rows(catalog, state, erased))
+
+    return catalog.tables.get(f"{commit.id}-{len(erased)}", make)
 
 
 def public_columns(table: pa.Table) -> list[str]:
@@ -94,15 +97,19 @@ def _with_overlays(catalog: Catalog, state: State, table: pa.Table) -> pa.Table:
                 shown is None or shown.score_set != overlay.score_set
             ):
                 continue  # values of different score sets never mix
+            if name in FIXED_COLUMNS:
+                continue
             content = content or catalog.parquet(overlay.file)
             columns.setdefault(name, []).append(content.select(["episode_id", name]))
     for name, parts in columns.items():
-        values = pa.concat_tables(reversed(parts))
+        values = pa.concat_tables(reversed(parts), promote_options="permissive")
         ids = values["episode_id"].combine_chunks()
-        at = pc.index_in(table["episode_id"], value_set=ids)
-        column = values[name].combine_chunks().take(at.combine_chunks())
-        if name in table.column_names:
-            table = table.set_column(table.column_names.index(name), name, column)
+        at = pc.index_in(table["episode_id"], value_set=ids).combine_chunks()
+        column = values[name].combine_chunks().take(at)
+        if name in table.column_names:  # what it says of some episodes leaves the others alone
+            field = table.schema.field(name)
+            column = pc.if_else(pc.is_valid(at), column.cast(field.type), table[name])
+            table = table.set_column(table.column_names.index(name), field, column)
         else:
             table = table.append_column(name, column)
     return table
