@@ -1,0 +1,235 @@
+"""The packed cache: one append-only file of records per (store, spec, fields, dtype) and machine.
+
+Every process that streams the same fields maps the same file. An index beside it says which block
+of the store lies at which row, with a checksum; it is replaced atomically after the records it
+speaks of are on disk, and only what it names exists for readers. So a process killed while filling
+leaves at most unused bytes at the end, which the next one overwrites. One writer at a time holds a
+lock that the kernel frees when its process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from pipeline.stream.record import WORD, RecordLayout
+from schemas.errors import DamagedCacheError, DiskFullError, UsageError
+
+FORMAT = 1
+SAVE_EVERY = 256 << 20  # bytes of records between two replacements of the index while filling
+
+Progress = Callable[[int, int], None]
+"""Called with the number of blocks packed and the number to pack."""
+
+
+@dataclass(frozen=True)
+class CachedBlock:
+    """Where one block of the store lies in the cache."""
+
+    start: int
+    """First row."""
+    rows: int
+    crc32c: int
+
+
+class PackedCache:
+    """One cache file with its index.
+
+    Args:
+        folder: its own folder, made if absent.
+        layout: the record.
+        verified: blocks whose checksums need not be compared again; grows.
+    """
+
+    def __init__(
+        self, folder: Path, layout: RecordLayout, verified: set[str] | None = None
+    ) -> None:
+        self.folder = folder
+        self.layout = layout
+        self.path = folder / "rows.bin"
+        self._index = folder / "index.json"
+        self._verified = set() if verified is None else verified
+
+    def ensure(
+        self,
+        block_ids: Sequence[str],
+        pack: Callable[[str], np.ndarray],
+        progress: Progress | None = None,
+    ) -> dict[str, CachedBlock]:
+        """Returns where some blocks lie, after packing those that are not there yet.
+
+        Args:
+            block_ids: blocks of the store.
+            pack: makes the records of a block, (rows, words) int32.
+            progress: told after each block.
+
+        Raises:
+            DiskFullError: if there is no room; blocks packed so far stay usable.
+            DamagedCacheError: if the index cannot be read.
+        """
+        known = self.blocks()
+        if all(block in known for block in block_ids):
+            return known
+        with _disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                return self._fill(block_ids, pack, progress)
+
+    def blocks(self) -> dict[str, CachedBlock]:
+        """Returns which blocks the cache holds."""
+        try:
+            document = json.loads(self._index.read_text())
+            return {name: CachedBlock(*entry) for name, entry in document["blocks"].items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged("an index that can be read", "something else") from error
+
+    def open(self, wanted: Sequence[CachedBlock]) -> np.ndarray:
+        """Returns the records up to the end of the wanted blocks, (rows, words) int32, read-only.
+
+        Raises:
+            DamagedCacheError: if the file is shorter than its index says.
+        """
+        rows = max((block.start + block.rows for block in wanted), default=0)
+        if rows == 0:
+            return np.zeros((0, self.layout.words), WORD)
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < rows * self.layout.size:
+                    raise self._damaged(f"{rows * self.layout.size} bytes", f"{size}")
+                mapped = mmap.mmap(file.fileno(), rows * self.layout.size, prot=mmap.PROT_READ)
+        except FileNotFoundError:
+            raise self._damaged("the records that the index names", "none") from None
+        return np.frombuffer(mapped, WORD).reshape(rows, self.layout.words)
+
+    def verify(self, records: np.ndarray, wanted: dict[str, CachedBlock]) -> None:
+        """Compares blocks with their checksums, each once.
+
+        Raises:
+            DamagedCacheError: naming the first block that differs.
+        """
+        for name, block in wanted.items():
+            if name not in self._verified:
+                came = checksum(records[block.start : block.start + block.rows])
+                if came != block.crc32c:
+                    raise self._damaged(
+                        f"the checksum {block.crc32c:08x} for {name}", f"{came:08x}"
+                    )
+                self._verified.add(name)
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _fill(
+        self,
+        block_ids: Sequence[str],
+        pack: Callable[[str], np.ndarray],
+        progress: Progress | None,
+    ) -> dict[str, CachedBlock]:
+        known = self.blocks()  # again: another process may have filled while we waited
+        missing = [block for block in dict.fromkeys(block_ids) if block not in known]
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            unsaved = 0
+            for done, name in enumerate(missing, start=1):
+                records = pack(name)
+                end = max((block.start + block.rows for block in known.values()), default=0)
+                _write(file, records, end * self.layout.size)
+                known[name] = CachedBlock(end, len(records), checksum(records))
+                self._verified.add(name)
+                unsaved += records.nbytes
+                if unsaved >= SAVE_EVERY or done == len(missing):
+                    self._save(file, known)
+                    unsaved = 0
+                if progress is not None:
+                    progress(done, len(missing))
+        finally:
+            os.close(file)
+        return known
+
+    def _save(self, file: int, known: dict[str, CachedBlock]) -> None:
+        os.fdatasync(file)
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "record": asdict(self.layout),
+            "blocks": {name: list(asdict(block).values()) for name, block in known.items()},
+        }
+        fresh = self._index.with_name(f"index.{os.getpid()}.tmp")
+        with fresh.open("w") as out:
+            json.dump(document, out)
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(self._index)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _damaged(self, expected: str, came: str) -> DamagedCacheError:
+        return DamagedCacheError(
+            f"Expected {expected} in the stream cache, came {came}; delete the folder "
+            f"{self.folder} and stream again, it is made anew from the store.",
+            where=str(self.path),
+        )
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """Returns the folder of all caches: what was asked for, `$PENSTOCK_CACHE`, or the default."""
+    chosen = cache_dir or os.environ.get("PENSTOCK_CACHE") or "~/.cache/penstock"
+    return Path(chosen).expanduser()
+
+
+def checksum(records: np.ndarray) -> int:
+    """Returns the CRC-32C of C-contiguous records."""
+    data = records.reshape(-1).view(np.uint8)
+    return int(google_crc32c.value(data if data.flags.c_contiguous else data.copy()))
+
+
+def _write(file: int, records: np.ndarray, position: int) -> None:
+    data = np.ascontiguousarray(records).reshape(-1).view(np.uint8).data
+    while data:
+        written = os.pwrite(file, data, position)
+        data, position = data[written:], position + written
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turns what a disk may answer into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(
+                f"Expected room for the stream cache in {folder}, came a full disk or quota; free "
+                f"some, or set PENSTOCK_CACHE to a folder on a larger disk.",
+                where=str(folder),
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOLCK):
+            raise UsageError(
+                f"Expected a folder for the stream cache that can be written and locked, came "
+                f"{folder} ({error.strerror}); set PENSTOCK_CACHE to another one.",
+                where=str(folder),
+            ) from error
+        raise

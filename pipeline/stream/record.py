@@ -1,0 +1,162 @@
+"""How one T+1 row lies in the cache: an aligned record of all fields and flags.
+
+Fields stand side by side, widest items first so that each is aligned, and a record is padded to
+whole cache lines. A batch is then one gather of records, however many fields it has, and every
+field is a view into what was gathered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from schemas.errors import UsageError
+from schemas.spec import FieldSpec, is_nullable
+
+LINE = 64  # bytes of a cache line
+WORD = np.dtype(np.int32)  # what records are gathered as
+
+FLAGS = ("terminated", "truncated", "has_actions", "has_rewards")
+"""Stored with each record; the last two tell absent actions and rewards from padded ones."""
+
+
+@dataclass(frozen=True)
+class RecordField:
+    """One field within a record."""
+
+    name: str
+    dtype: str
+    """As it is in the cache."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the record."""
+    source_dtype: str
+    """As it is in the store."""
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """All fields of a record, in the order they lie."""
+
+    fields: tuple[RecordField, ...]
+    size: int
+    """Bytes of a record, a multiple of a cache line."""
+
+    @property
+    def words(self) -> int:
+        """Words of a record."""
+        return self.size // WORD.itemsize
+
+    @property
+    def key(self) -> str:
+        """Equal for equal layouts; names the cache file."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def names(self, root: str) -> tuple[str, ...]:
+        """Full names of the fields of a group, such as `observations`."""
+        return tuple(f.name for f in self.fields if f.name.split("/", 1)[0] == root)
+
+    def view(self, records: np.ndarray, name: str, ahead: int = 0) -> np.ndarray:
+        """Returns one field of gathered records without a copy.
+
+        Args:
+            records: (..., span, words) int32, C-contiguous: spans of neighbouring records.
+            name: full field name.
+            ahead: which record of each span.
+
+        Returns:
+            (..., *shape) of the field's dtype.
+        """
+        field = next(field for field in self.fields if field.name == name)
+        dtype = np.dtype(field.dtype)
+        inner = np.empty(field.shape, dtype).strides if 0 not in field.shape else None
+        if inner is None:
+            return np.empty((*records.shape[:-2], *field.shape), dtype)
+        return np.ndarray(
+            (*records.shape[:-2], *field.shape),
+            dtype,
+            buffer=records,
+            offset=ahead * self.size + field.offset,
+            strides=(*records.strides[:-2], *inner),
+        )
+
+
+def plan_record(fields: Mapping[str, FieldSpec], dtype: str) -> RecordLayout:
+    """Returns the record that holds some fields.
+
+    Args:
+        fields: specs by full name.
+        dtype: what floating-point fields are cast to, or `keep`.
+
+    Raises:
+        UsageError: for a field that is not a plain array.
+    """
+    flags = dict.fromkeys(FLAGS, FieldSpec("|b1", ()))
+    stored: list[tuple[str, np.dtype, FieldSpec]] = []
+    for name, field in {**fields, **flags}.items():
+        if field.encoding != "raw":
+            raise UsageError(
+                f"Expected fields that are plain arrays, came {name!r} as {field.encoding}; "
+                f"name the other ones with fields=."
+            )
+        cast = dtype != "keep" and field.numpy_dtype.kind == "f"
+        stored.append((name, np.dtype(dtype) if cast else field.numpy_dtype, field))
+    stored.sort(key=lambda entry: -entry[1].itemsize)  # stable: names keep their order within
+    placed, offset = [], 0
+    for name, kept, field in stored:
+        placed.append(RecordField(name, kept.str, field.shape, offset, field.dtype))
+        offset += kept.itemsize * int(np.prod(field.shape, dtype=np.int64))
+    return RecordLayout(tuple(placed), -(-offset // LINE) * LINE)
+
+
+def pack(layout: RecordLayout, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns a block's rows as records, (rows, words) int32.
+
+    Where the final observation is missing, its row repeats the one before: only a terminated
+    step has it as next observation, nothing reads it there, and no NaN may reach a network.
+
+    Args:
+        layout: the record.
+        rows: (rows, ...) arrays by name with the flags of the T+1-row layout; actions and rewards
+            may be absent.
+
+    Raises:
+        UsageError: if a value does not fit the dtype it is cast to.
+    """
+    count = len(rows["terminated"])
+    records = np.zeros((count, 1, layout.words), WORD)
+    lost = np.flatnonzero(~rows["observation_valid"])
+    for field in layout.fields:
+        target = layout.view(records, field.name)
+        if field.name in FLAGS:
+            target[...] = _flag(field.name, rows)
+        elif field.name in rows:
+            _cast(target, rows[field.name], field)
+        elif is_nullable(field.name):
+            target[...] = np.nan if target.dtype.kind == "f" else 0
+        if field.name.split("/", 1)[0] == "observations":
+            target[lost] = target[np.maximum(lost - 1, 0)]
+    return records[:, 0]
+
+
+def _flag(name: str, rows: Mapping[str, np.ndarray]) -> np.ndarray | bool:
+    if name.startswith("has_"):
+        root = name.removeprefix("has_")
+        return any(field.split("/", 1)[0] == root for field in rows)
+    return rows[name]
+
+
+def _cast(target: np.ndarray, values: np.ndarray, field: RecordField) -> None:
+    try:
+        with np.errstate(over="raise", under="ignore", invalid="ignore"):
+            target[...] = values
+    except FloatingPointError:
+        raise UsageError(
+            f"Expected values of {field.name!r} within {target.dtype}, came larger ones; "
+            f"stream with dtype='float64' or dtype='keep'."
+        ) from None

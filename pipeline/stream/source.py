@@ -1,0 +1,154 @@
+"""A version opened for streaming: its rows in the cache, and which of them are transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.store.reader import Version
+from pipeline.stream.cache import CachedBlock, PackedCache, cache_root
+from pipeline.stream.index import TransitionIndex, transition_index
+from pipeline.stream.record import RecordLayout, pack, plan_record
+from schemas.errors import UnknownNameError, UsageError, suggest
+from schemas.spec import FieldSpec
+from schemas.stream import StreamConfig
+from schemas.version import Block
+
+_ROW_FLAGS = ("terminated", "truncated", "observation_valid")
+
+
+@dataclass(frozen=True)
+class OpenVersion:
+    """What batches of one version are made from."""
+
+    version: Version
+    spec: str
+    """Name of the spec."""
+    layout: RecordLayout
+    records: np.ndarray  # (rows, words) int32, the cache or a copy of it
+    index: TransitionIndex
+    lacks: frozenset[str]
+    """Of `actions` and `rewards`, those that some of its episodes do not have."""
+    place: str
+    """Where the records are, in words."""
+
+
+def open_rows(
+    version: Version, config: StreamConfig, verified: set[str] | None = None
+) -> OpenVersion:
+    """Packs what is missing from the cache and opens a version for streaming.
+
+    Args:
+        version: which one.
+        config: the stream's settings.
+        verified: blocks whose checksums were compared before; grows.
+
+    Raises:
+        UsageError: if the version holds no transition, or several specs and none was chosen.
+        UnknownNameError: for an unknown field or spec.
+        DiskFullError, DamagedCacheError: if the cache cannot be filled or trusted.
+        DamagedStoreError: if a block of the store cannot be trusted.
+    """
+    spec = _spec_name(version, config.spec)
+    index = version.index()
+    kept = _kept(version, spec)
+    used = np.unique(index.data if kept is None else index.data[kept])
+    names = [index.data_ids[number] for number in used]
+    blocks = {b.id: b for part in version.state.parts for b in part.blocks if b.id in set(names)}
+    layout = plan_record(_fields(version, spec, blocks, config), config.dtype)
+    folder = cache_root(config.cache_dir) / version.store.id / f"{spec}-{layout.key}"
+    cache = PackedCache(folder, layout, verified)
+    known = cache.ensure(names, lambda name: _pack(version, blocks[name], layout))
+    cached = {name: known[name] for name in names}
+    records = cache.open(list(cached.values()))
+    if config.verify:
+        cache.verify(records, cached)
+    transitions = transition_index(index, cached, kept)
+    if not len(transitions):
+        raise UsageError(
+            f"Expected at least one transition in {version.branch}:{version.number}, came none; "
+            f"add episodes, or stream another version.",
+            where=version.store.url,
+        )
+    in_memory = config.residency == "ram"
+    return OpenVersion(
+        version=version,
+        spec=spec,
+        layout=layout,
+        records=np.array(records) if in_memory else records,
+        index=transitions,
+        lacks=_lacks(records, layout, cached),
+        place="a copy in memory of " * in_memory + f"the memory-mapped cache {cache.path}",
+    )
+
+
+def _spec_name(version: Version, asked: str | None) -> str:
+    specs = version.specs
+    if asked is None and len(specs) == 1:
+        return next(iter(specs))
+    if asked in specs and asked is not None:
+        return asked
+    if asked is None:
+        raise UsageError(
+            f"Expected one spec to stream, came a version with {len(specs)} "
+            f"({', '.join(sorted(specs)) or 'none'}); choose with spec=.",
+            where=version.store.url,
+        )
+    raise UnknownNameError(f"Expected a spec, came {asked!r}; {suggest(asked, specs)}")
+
+
+def _kept(version: Version, spec: str) -> np.ndarray | None:
+    """Which episodes are of a spec, (E,) bool; None if all are."""
+    if len(version.specs) == 1:
+        return None
+    named = version.episodes(columns=["spec"])["spec"].to_numpy(zero_copy_only=False)
+    return np.asarray(named == spec)
+
+
+def _fields(
+    version: Version, spec: str, blocks: Mapping[str, Block], config: StreamConfig
+) -> dict[str, FieldSpec]:
+    """The fields of a record by full name; extras only where they are asked for."""
+    known = dict(version.specs[spec].fields)
+    if config.fields is None:
+        return known
+    extras = [name for name in config.fields if name.startswith("extras/")]
+    if extras and blocks:
+        known.update(_extras([version.store.block_layout(b).extras for b in blocks.values()]))
+    for name in config.fields:
+        if name not in known:
+            raise UnknownNameError(
+                f"Expected a field that all episodes have, came {name!r}; {suggest(name, known)}"
+            )
+    return {name: known[name] for name in sorted(set(config.fields))}
+
+
+def _extras(layouts: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
+    """Extras that every block has, equal in dtype and shape."""
+    return {
+        name: field
+        for name, field in layouts[0].items()
+        if all(layout.get(name) == field for layout in layouts)
+    }
+
+
+def _pack(version: Version, block: Block, layout: RecordLayout) -> np.ndarray:
+    """The records of one block of the store."""
+    held = version.store.block_layout(block).fields
+    names = [field.name for field in layout.fields if field.name in held]
+    return pack(layout, version.store.read_block(block, sorted({*names, *_ROW_FLAGS})))
+
+
+def _lacks(
+    records: np.ndarray, layout: RecordLayout, cached: Mapping[str, CachedBlock]
+) -> frozenset[str]:
+    """All rows of a block have the same fields, so its first row speaks for it."""
+    first = np.array([block.start for block in cached.values() if block.rows], np.int64)
+    heads = records[first][:, None]
+    return frozenset(
+        root
+        for root in ("actions", "rewards")
+        if layout.names(root) and not layout.view(heads, f"has_{root}").all()
+    )
