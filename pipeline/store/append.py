@@ -8,7 +8,7 @@ that is decided again. So racing writers of the same ids store each once, and a 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from pipeline.store import blocks, ids, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft
-from pipeline.store.writer import WrittenBlock
+from pipeline.store.writer import WrittenBlock, rows_in_order, write_blocks
 from schemas.document import DataFile
+from schemas.episode import Episode
 from schemas.spec import DatasetSpec
 from schemas.table import EpisodeRow, rows_to_table
 from schemas.version import (
@@ -58,7 +59,7 @@ class Refusal:
     @property
     def key(self) -> tuple[str | None, ...]:
         """Equal for the same refusal of a later run."""
-        return (self.source, self.source_key, self.digest, self.code)
+        return (self.source, self.source_key, self.episode_id, self.digest, self.code)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Batch:
     written: Sequence[WrittenBlock] = ()
     """Blocks in the order of the input; a part's rows keep the input's order."""
     rows: Sequence[EpisodeRow] = ()
-    """The episodes of those blocks to commit, named, in the order of the input."""
+    """The episodes to commit, named, in the order of the input: those of the blocks, and those
+    the branch knows already, which need none."""
     refusals: Sequence[Refusal] = ()
     sources: Mapping[str, SourceState] = field(default_factory=dict)
 
@@ -85,16 +87,58 @@ class Outcome:
     """All refusals of this batch, those of earlier runs included."""
 
 
+def write_new(
+    catalog: Catalog, branch: str, episodes: Iterable[tuple[Episode, EpisodeRow]]
+) -> Batch:
+    """Writes the episodes that a branch does not know yet; the others need no block.
+
+    Args:
+        catalog: the store.
+        branch: whose newest version is asked.
+        episodes: with their rows.
+    """
+    head = catalog.refs.head(branch)
+    known = catalog.refs.state(head).known if head else ()
+    indexes = [catalog.id_index(file) for file in known]
+    offered: list[tuple[EpisodeRow, bool]] = []
+
+    def unknown() -> Iterator[tuple[Episode, EpisodeRow]]:
+        for episode, row in episodes:
+            seen = ids.classify(indexes, ids.keys([(row.episode_id, row.digest)]))
+            is_new = bool(seen[0] == ids.Seen.NEW)
+            offered.append((row, is_new))
+            if is_new:
+                yield episode, row
+
+    written = tuple(write_blocks(catalog.objects, unknown()))
+    placed = iter(rows_in_order(written))
+    return Batch(written, [next(placed) if is_new else row for row, is_new in offered])
+
+
 def commit_batch(
-    catalog: Catalog, batch: Batch, *, branch: str, message: str, run_id: str
+    catalog: Catalog,
+    batch: Batch,
+    *,
+    branch: str,
+    message: str,
+    run_id: str,
+    base: int | None = None,
 ) -> Outcome:
     """Commits a batch to a branch; what is known already is not added again.
+
+    Args:
+        catalog: the store.
+        batch: what to commit.
+        branch: where.
+        message: one line for the log.
+        run_id: the job's own id.
+        base: see `Refs.publish`.
 
     Raises:
         SpecMismatchError: if the episodes do not fit the branch's spec; nothing is committed.
     """
     planner = _Planner(catalog, batch)
-    commit = catalog.refs.publish(branch, planner.plan, message=message, run_id=run_id)
+    commit = catalog.refs.publish(branch, planner.plan, message=message, run_id=run_id, base=base)
     return Outcome(commit, planner.added, planner.known, planner.refusals)
 
 
@@ -104,6 +148,11 @@ class _Planner:
     def __init__(self, catalog: Catalog, batch: Batch) -> None:
         self._catalog = catalog
         self._batch = batch
+        # As a commit will give them back: JSON knows no NaN and no tuples.
+        self._sources = {
+            name: SourceState.model_validate_json(source.model_dump_json())
+            for name, source in batch.sources.items()
+        }
         self._files: tuple[tuple[str, ...], Part | None, DataFile | None] = ((), None, None)
         self.added: tuple[EpisodeRow, ...] = ()
         self.known = 0
@@ -116,7 +165,7 @@ class _Planner:
         self.known = len(self._batch.rows) - len(rows) - len(conflicts)
         sources = {
             name: source
-            for name, source in self._batch.sources.items()
+            for name, source in self._sources.items()
             if state.sources.get(name) != source
         }
         fresh = self._fresh_refusals(state)
@@ -162,7 +211,8 @@ class _Planner:
                 table = self._catalog.parquet(file)
                 columns = (table[name].to_pylist() for name in _REFUSAL_KEY)
                 listed.update(zip(*columns, strict=True))
-        return [refusal for refusal in self.refusals if refusal.key not in listed]
+        fresh = {refusal.key: refusal for refusal in self.refusals}
+        return [refusal for key, refusal in fresh.items() if key not in listed]
 
     def _write_part(self, rows: list[EpisodeRow]) -> tuple[Part | None, DataFile | None]:
         """Writes the rows and their id index, unless the last plan wrote the same."""
@@ -214,7 +264,7 @@ class _Planner:
         return blocks.data_file(key, data)
 
 
-_REFUSAL_KEY = ("source", "source_key", "digest", "code")
+_REFUSAL_KEY = ("source", "source_key", "episode_id", "digest", "code")
 
 
 def _conflict(row: EpisodeRow, known_digest: str) -> Refusal:

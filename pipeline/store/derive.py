@@ -12,8 +12,24 @@ from pipeline.store import blocks, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft, close_plan
 from schemas.document import DataFile
-from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, UsageError
-from schemas.version import Commit, Derivation, Part, Reset, State, VersionRef
+from schemas.errors import (
+    DamagedStoreError,
+    NameTakenError,
+    NotFoundError,
+    TransientError,
+    UsageError,
+)
+from schemas.version import (
+    Append,
+    Commit,
+    Derivation,
+    Measure,
+    Part,
+    Reset,
+    State,
+    VersionRef,
+    apply,
+)
 
 
 def commit_selection(
@@ -38,13 +54,36 @@ def commit_selection(
     layout.check_name(branch, "branch")
     check_free(catalog, branch, taken_by="tag")
     state = _select(catalog, catalog.refs.state(base), table, derivation)
+    head_now = catalog.refs.head(branch)
+    continues = head_now is not None and head_now.id == base.id
 
     def plan(head: Commit | None, _state: State) -> Draft:
+        jump = state
+        if head is not None and continues:
+            jump = _with_later(catalog, state, base, head)
         parent = None if head else base.ref
-        return Draft((Reset(reason="curate", to=base.ref),), jump=state, parent=parent)
+        return Draft((Reset(reason="curate", to=base.ref),), jump=jump, parent=parent)
 
     commit = catalog.refs.publish(branch, plan, message=message, run_id=layout.new_id())
     return _made(commit)
+
+
+def _with_later(catalog: Catalog, state: State, base: Commit, head: Commit) -> State:
+    """Returns a curated state with what others committed to its branch since its base.
+
+    Raises:
+        TransientError: if they put other episodes in place of those that were chosen from.
+    """
+    for number in range(base.number + 1, head.number + 1):
+        later = catalog.refs.read(head.branch, number)
+        if any(not isinstance(operation, Append | Measure) for operation in later.operations):
+            raise TransientError(
+                f"Expected {head.branch!r} to grow at most, came {later.message!r} meanwhile; "
+                f"curate its new version.",
+                where=catalog.url,
+            )
+        state = apply(state, later.operations)
+    return state
 
 
 def create_branch(catalog: Catalog, base: Commit, branch: str) -> Commit:

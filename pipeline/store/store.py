@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.store import derive, layout
-from pipeline.store.append import QUARANTINE_COLUMNS, Batch, Outcome, commit_batch
+from pipeline.store.append import QUARANTINE_COLUMNS, Outcome, commit_batch, write_new
 from pipeline.store.catalog import Catalog
 from pipeline.store.changes import Changes, diff
 from pipeline.store.objects import LocalObjects
 from pipeline.store.reader import EpisodeIndex, Selection, Version
-from pipeline.store.writer import rows_in_order, rows_of, write_blocks
+from pipeline.store.writer import rows_of
 from schemas.episode import Episode
 from schemas.errors import NotFoundError, UsageError, suggest
 from schemas.version import Commit, VersionRef
@@ -105,8 +105,7 @@ class Store:
         layout.check_name(branch, "branch")
         derive.check_free(self.catalog, branch, taken_by="tag")
         named = (e if source is None else e.replace(source=source) for e in episodes)
-        written = tuple(write_blocks(self.catalog.objects, rows_of(named)))
-        batch = Batch(written=written, rows=rows_in_order(written))
+        batch = write_new(self.catalog, branch, rows_of(named))
         said = message or f"append {len(batch.rows)} episodes"
         return commit_batch(
             self.catalog, batch, branch=branch, message=said, run_id=layout.new_id()
