@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from learners.normaliser import Normaliser
-from learners.settings import Settings, read_settings
+from learners.settings import LearnerSettings, read_settings
 from schemas.errors import UnknownNameError, suggest
 
 Batch = Mapping[str, Any]
@@ -25,10 +25,10 @@ class Learner(Protocol):
     """One algorithm with its networks, optimisers and random state."""
 
     name: ClassVar[str]
-    settings_kind: ClassVar[type[Settings]]
+    settings_kind: ClassVar[type[LearnerSettings]]
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> LearnerSettings:
         """The hyperparameters it was made with."""
         ...
 
@@ -42,11 +42,11 @@ class Learner(Protocol):
         ...
 
     def act(self, observations: Any) -> Tensor:
-        """Returns the deterministic actions (B, A), in the environment's units."""
+        """Returns the deterministic actions (B, A), in the environment's units, on the CPU."""
         ...
 
     def spread(self) -> Tensor:
-        """Returns the standard deviation (A,) of the policy around `act`; 0 if it has none."""
+        """Returns the policy's standard deviation (A,) around `act`; 0 if it has none."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ ALGORITHMS: dict[str, str] = {
 """Algorithm name to `module:Class`; loaded when asked for."""
 
 
-def learner_class(name: str) -> type[Any]:
+def learner_class(name: str) -> type[Learner]:
     """Returns the class of an algorithm.
 
     Raises:
@@ -76,7 +76,7 @@ def learner_class(name: str) -> type[Any]:
             f"Expected an algorithm, came {name!r}; {suggest(name, ALGORITHMS)}.", where=name
         )
     module, _, attribute = ALGORITHMS[name].partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), attribute)
+    found: type[Learner] = getattr(importlib.import_module(module), attribute)
     return found
 
 
@@ -96,7 +96,7 @@ def make_learner(
         seed: of the initial weights and of dropout.
         device: where the networks live.
     """
-    kind = learner_class(name)
+    kind: Any = learner_class(name)
     made: Learner = kind(
         read_settings(kind.settings_kind, settings, name), normaliser, seed, device
     )

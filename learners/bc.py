@@ -19,11 +19,11 @@ from learners.losses import gaussian_log_prob, masked_mean
 from learners.networks import GaussianPolicy
 from learners.normaliser import Normaliser
 from learners.optimiser import descend, make_adam
-from learners.settings import Settings
+from learners.settings import LearnerSettings
 from learners.state import adam_state, load_adam_state, load_module_state, module_state
 
 
-class BCSettings(Settings):
+class BCSettings(LearnerSettings):
     """Hyperparameters of behaviour cloning."""
 
     loss: Literal["mse", "likelihood"] = "mse"
@@ -54,7 +54,7 @@ class BC:
     """Behaviour cloning."""
 
     name: ClassVar[str] = "bc"
-    settings_kind: ClassVar[type[Settings]] = BCSettings
+    settings_kind: ClassVar[type[LearnerSettings]] = BCSettings
 
     def __init__(
         self, settings: BCSettings, normaliser: Normaliser, seed: int = 0, device: str = "cpu"
@@ -85,14 +85,14 @@ class BC:
         self.policy.eval()
         means, _ = self.policy(self.scaler.states(observations))
         self.policy.train()
-        return self.scaler.from_unit(means)
+        return self.scaler.from_unit(means).cpu()
 
     @torch.no_grad()
     def spread(self) -> Tensor:
         """Returns the Gaussian's standard deviation (A,); 0 where only the mean was fitted."""
         if self.settings.loss == "mse":
-            return torch.zeros_like(self.scaler.action_scale)
-        return self.scaler.from_unit(self.policy.std())
+            return torch.zeros_like(self.scaler.action_scale).cpu()
+        return self.scaler.from_unit(self.policy.std()).cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything a later update depends on."""

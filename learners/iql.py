@@ -28,11 +28,11 @@ from learners.losses import gaussian_log_prob, masked_mean
 from learners.networks import MLP, GaussianPolicy
 from learners.normaliser import Normaliser
 from learners.optimiser import cosine_rate, descend, make_adam, move_target
-from learners.settings import Settings
+from learners.settings import LearnerSettings
 from learners.state import adam_state, load_adam_state, load_module_state, module_state
 
 
-class IQLSettings(Settings):
+class IQLSettings(LearnerSettings):
     """Hyperparameters of IQL; the defaults are the paper's for locomotion."""
 
     expectile: float = Field(default=0.7, gt=0, lt=1)
@@ -94,7 +94,7 @@ class IQL:
     """Implicit Q-learning."""
 
     name: ClassVar[str] = "iql"
-    settings_kind: ClassVar[type[Settings]] = IQLSettings
+    settings_kind: ClassVar[type[LearnerSettings]] = IQLSettings
 
     def __init__(
         self, settings: IQLSettings, normaliser: Normaliser, seed: int = 0, device: str = "cpu"
@@ -161,12 +161,12 @@ class IQL:
         self.policy.eval()
         means, _ = self.policy(self.scaler.states(observations))
         self.policy.train()
-        return self.scaler.from_unit(means)
+        return self.scaler.from_unit(means).cpu()
 
     @torch.no_grad()
     def spread(self) -> Tensor:
         """Returns the policy's standard deviation (A,), in the environment's units."""
-        return self.scaler.from_unit(self.policy.std())
+        return self.scaler.from_unit(self.policy.std()).cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything a later update depends on."""

@@ -6,7 +6,7 @@ acts months later sees its inputs exactly as in training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,12 +60,12 @@ class Normaliser:
 
 
 def fit_normaliser(
-    version: ReadableVersion, fields: Sequence[str], standardise: bool
+    versions: Sequence[ReadableVersion], fields: Sequence[str], standardise: bool
 ) -> Normaliser:
-    """Fits the numbers on the real rows of all kept episodes of one version.
+    """Fits the numbers on the real rows of all kept episodes of some versions, rows alike.
 
     Args:
-        version: what to read.
+        versions: what to read.
         fields: full names of the observation fields, sorted.
         standardise: False lets observations in as they are.
 
@@ -73,17 +73,10 @@ def fit_normaliser(
         SpecMismatchError: if the version holds no episode.
     """
     states, peak = _Moments(), np.zeros(0)
-    index = version.index()
-    for block, data_id in enumerate(index.data_ids):
-        kept = np.flatnonzero(index.data == block)
-        if not len(kept):
-            continue
-        rows = version.read_rows(data_id, [*fields, "actions"])
-        starts, lengths = index.row_start[kept], index.length[kept]
-        seen = _ranges(starts, lengths + index.final_present[kept])
-        states.add(np.concatenate([_matrix(rows[name])[seen] for name in fields], axis=1))
-        actions = np.abs(_matrix(rows["actions"])[_ranges(starts, lengths)])
-        peak = np.fmax(peak if len(peak) else 0.0, np.nanmax(actions, axis=0))
+    for version in versions:
+        for seen, acted in _real_rows(version, fields):
+            states.add(seen)
+            peak = np.fmax(peak if len(peak) else 0.0, np.nanmax(np.abs(acted), axis=0))
     if not states.count:
         raise SpecMismatchError("Expected a version with at least one episode, came an empty one.")
     mean, scale = states.mean, np.sqrt(states.variance) + EPSILON
@@ -95,6 +88,22 @@ def fit_normaliser(
         scale.astype(np.float32),
         np.where(peak > 1, peak, 1).astype(np.float32),
     )
+
+
+def _real_rows(
+    version: ReadableVersion, fields: Sequence[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the real observations (rows, O) and actions (steps, A) of each block."""
+    index = version.index()
+    for block, data_id in enumerate(index.data_ids):
+        kept = np.flatnonzero(index.data == block)
+        if not len(kept):
+            continue
+        rows = version.read_rows(data_id, [*fields, "actions"])
+        starts, lengths = index.row_start[kept], index.length[kept]
+        seen = _ranges(starts, lengths + index.final_present[kept])
+        states = [_matrix(rows[name])[seen] for name in fields]
+        yield np.concatenate(states, axis=1), _matrix(rows["actions"])[_ranges(starts, lengths)]
 
 
 class _Moments:

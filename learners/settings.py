@@ -20,6 +20,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LearnerSettings(Settings):
+    """What the hyperparameters of every algorithm have."""
+
+    standardise: bool = False
+    """Standardise observations by the data's mean and standard deviation."""
+
+
 S = TypeVar("S", bound=Settings)
 
 

@@ -1,0 +1,168 @@
+"""Checkpoints: one file with all a run needs to go on, or a policy to act.
+
+A safetensors file holds the learner's tensors; its header holds a JSON document with the settings,
+the normaliser, the versions and the streams' positions. Nothing in it is executable, its tensors
+are checksummed, and it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from learners.base import Learner, make_learner
+from learners.normaliser import Normaliser
+from schemas.errors import NotFoundError, UntrustedError
+
+FORMAT = 1
+FOLDER = "checkpoints"
+NAME = re.compile(r"(\d{12})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after some updates."""
+
+    algo: str
+    settings: Mapping[str, Any]
+    """The learner's hyperparameters, all of them."""
+    normaliser: Normaliser
+    tensors: Mapping[str, Tensor]
+    """`Learner.state()`."""
+    step: int
+    """Updates taken."""
+    document: Mapping[str, Any] = field(default_factory=dict)
+    """What the kind of run adds, as plain JSON: its configuration, versions, streams, counters."""
+
+
+def snapshot(learner: Learner, step: int, document: Mapping[str, Any]) -> Checkpoint:
+    """Returns a checkpoint of a learner as it is; its tensors are copies."""
+    tensors = {name: t.detach().cpu().clone() for name, t in learner.state().items()}
+    settings = learner.settings.model_dump(mode="json")
+    return Checkpoint(learner.name, settings, learner.normaliser, tensors, step, document)
+
+
+def restore(
+    checkpoint: Checkpoint, device: str = "cpu", changes: Mapping[str, Any] | None = None
+) -> Learner:
+    """Makes the learner that a checkpoint holds.
+
+    Args:
+        checkpoint: as loaded.
+        device: where its networks go.
+        changes: settings that differ from now on.
+    """
+    settings = {**checkpoint.settings, **(changes or {})}
+    learner = make_learner(checkpoint.algo, settings, checkpoint.normaliser, device=device)
+    learner.load_state(checkpoint.tensors)
+    return learner
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint into a run's folder and drops older ones; returns its path."""
+    normaliser = checkpoint.normaliser
+    tensors = {f"learner/{name}": tensor for name, tensor in checkpoint.tensors.items()}
+    for name in ("mean", "scale", "action_scale"):
+        tensors[f"normaliser/{name}"] = torch.from_numpy(getattr(normaliser, name).copy())
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    document = {
+        "format": FORMAT,
+        "algo": checkpoint.algo,
+        "settings": dict(checkpoint.settings),
+        "fields": list(normaliser.fields),
+        "step": checkpoint.step,
+        "sha256": _digest(tensors),
+        "document": dict(checkpoint.document),
+    }
+    folder = run / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{checkpoint.step:012d}.safetensors"
+    _write_whole(path, save(tensors, {"penstock": json.dumps(document)}))
+    for older in _listed(run):
+        if older != path:
+            older.unlink()
+    return path
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """Returns the newest checkpoint of a run's folder, or None."""
+    return max(_listed(run), default=None)
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """Loads the last checkpoint of a run's folder, or the file itself.
+
+    Raises:
+        NotFoundError: if there is none.
+        UntrustedError: if the file is damaged or of another format.
+    """
+    path = run if run.is_file() else last_checkpoint(run)
+    if path is None:
+        raise NotFoundError(
+            "Expected a run with a checkpoint, came none; train one first.", where=str(run)
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            document = json.loads((file.metadata() or {})["penstock"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if document["format"] != FORMAT or document["sha256"] != _digest(tensors):
+        raise _damaged(path, "another format, or contents that fail their checksum")
+    parts = {name: tensors[f"normaliser/{name}"].numpy() for name in ("mean", "scale")}
+    action_scale = tensors["normaliser/action_scale"].numpy()
+    start = "learner/"
+    return Checkpoint(
+        algo=document["algo"],
+        settings=document["settings"],
+        normaliser=Normaliser(tuple(document["fields"]), **parts, action_scale=action_scale),
+        tensors={n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)},
+        step=document["step"],
+        document=document["document"],
+    )
+
+
+def _listed(run: Path) -> list[Path]:
+    folder = run / FOLDER
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name].numpy())
+        sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _damaged(path: Path, why: str) -> UntrustedError:
+    return UntrustedError(f"Expected a whole checkpoint, came: {why}.", where=str(path))
