@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import connectors.units
@@ -212,6 +212,7 @@ def test_an_empty_file_has_no_episodes(path: Path) -> None:
     assert (listing.episodes, found) == (0, [])
 
 
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12), unit=st.integers(1, 40))
 def test_units_of_any_size_give_the_same_episodes(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], unit: int

@@ -1,0 +1,194 @@
+"""Learner workers: `train`, `finetune`, `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.output import Json, emit, say
+
+if TYPE_CHECKING:
+    from learners.run import Progress, RunResult
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter.")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
+Env = Annotated[str, typer.Option("--env", help="A registered Gymnasium environment.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(
+        "train",
+        help="Train offline on a version.\n\n"
+        "Example: penstock train iql --data ./store@clean --steps 20000 --out runs/iql",
+    )(train)
+    app.command(
+        "finetune",
+        help="Go on online, with rollouts through the store.\n\n"
+        "Example: penstock finetune runs/iql --env Hopper-v5 --into ./store --env-steps 10000",
+    )(finetune)
+    app.command(
+        "evaluate",
+        help="Returns of a run's last policy.\n\n"
+        "Example: penstock evaluate runs/iql --env Hopper-v5 --episodes 20",
+    )(evaluate)
+
+
+def train(
+    algo: str,
+    data: Annotated[list[str], typer.Option("--data", metavar="STORE[@REF][=WEIGHT]")],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder of the run.")],
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Updates.")] = 100_000,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 256,
+    discount: Annotated[float, typer.Option("--discount")] = 0.99,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Independent runs.")] = 1,
+    env: Annotated[str | None, typer.Option("--env", help="Evaluate here at the end.")] = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
+    set: Set = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    from learners.train import TrainConfig
+    from learners.train import train as run_training
+
+    results = []
+    for number in range(seeds):
+        config = TrainConfig(
+            algo=algo,
+            data=tuple(data),
+            out=out if seeds == 1 else str(Path(out) / f"seed-{seed + number}"),
+            steps=steps,
+            settings=_settings(set),
+            batch_size=batch_size,
+            seed=seed + number,
+            discount=discount,
+            device=device,
+            environment=env,
+            evaluate_episodes=episodes,
+            resume=resume,
+        )
+        results.append(_watched(f"{algo} seed {seed + number}", json, run_training, config))
+    _tell(results, json)
+
+
+def finetune(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of an offline run.")],
+    env: Env,
+    into: Annotated[str, typer.Option("--into", metavar="STORE", help="Takes the rollouts.")],
+    env_steps: Annotated[int, typer.Option("--env-steps", min=1)] = 10_000,
+    offline_fraction: Annotated[float, typer.Option("--offline-fraction")] = 0.5,
+    branch: Annotated[str | None, typer.Option("--branch", help="Of the rollouts.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="RUN2")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
+    set: Set = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    from learners.finetune import FinetuneConfig
+    from learners.finetune import finetune as run_finetuning
+
+    config = FinetuneConfig(
+        run=run,
+        environment=env,
+        into=into,
+        out=out,
+        branch=branch,
+        env_steps=env_steps,
+        offline_fraction=offline_fraction,
+        settings=_settings(set),
+        seed=seed,
+        device=device,
+        evaluate_episodes=episodes,
+        resume=resume,
+    )
+    _tell([_watched("finetune", json, run_finetuning, config)], json)
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    env: Env,
+    episodes: Annotated[int, typer.Option("--episodes", min=1)] = 10,
+    json: Json = False,
+) -> None:
+    from learners.checkpoint import load_checkpoint, restore
+    from learners.evaluate import evaluate as run_evaluation
+    from learners.run import RunResult
+
+    checkpoint = load_checkpoint(Path(run))
+    learner = restore(checkpoint)
+    evaluation = run_evaluation(learner, env, episodes)
+    _tell([RunResult(run, checkpoint.algo, checkpoint.step, 0.0, (), evaluation)], json)
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """Parses `key=value` pairs; values that read as JSON are taken so."""
+    import json
+
+    from schemas.errors import UsageError
+
+    settings: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise UsageError(f"Expected --set KEY=VALUE, came {pair!r}.")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return settings
+
+
+def _watched(title: str, quiet: bool, run: Any, config: Any) -> RunResult:
+    """Runs with a bar on a terminal."""
+    from pipeline.cli.progress import count_bar
+
+    total = getattr(config, "env_steps", None) or config.steps
+    with count_bar(title, total, quiet=quiet) as advance:
+
+        def report(progress: Progress) -> None:
+            advance(progress.done)
+
+        result: RunResult = run(config, report)
+    return result
+
+
+def _tell(results: list[RunResult], json: bool) -> None:
+    told = [_facts(result) for result in results]
+    if json:
+        emit(told[0] if len(told) == 1 else {"runs": told})
+        return
+    for facts in told:
+        said = f"{facts['run']}: {facts['algo']}, {facts['steps']:,} updates"
+        if facts["updates_per_second"]:
+            said += f" at {facts['updates_per_second']:,.0f}/s"
+        if facts["mean_return"] is not None:
+            low, high = facts["interval"]
+            said += f", return {facts['mean_return']:.1f} [{low:.1f}, {high:.1f}]"
+        if facts["normalized_score"] is not None:
+            said += f", normalised {facts['normalized_score']:.1f}"
+        say(said)
+
+
+def _facts(result: RunResult) -> dict[str, Any]:
+    evaluation = result.evaluation
+    return {
+        "run": result.run,
+        "algo": result.algo,
+        "steps": result.steps,
+        "updates_per_second": result.updates_per_second,
+        "returns": list(evaluation.returns) if evaluation else [],
+        "mean_return": evaluation.mean_return if evaluation else None,
+        "interval": evaluation.interval if evaluation else None,
+        "normalized_score": evaluation.normalized_score if evaluation else None,
+        "success": evaluation.success if evaluation else None,
+        "data": [pinned.version for pinned in result.data],
+    }
