@@ -20,7 +20,7 @@ from schemas.errors import SourceError
 
 FREE_BYTES = 64 * 2**20
 RATIO = 200
-_MAGIC = b"ARROW1\0\0"
+_MAGIC, _END = b"ARROW1\0\0", b"ARROW1"
 # Slots of the flatbuffer tables in Arrow's format/Message.fbs.
 _MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
 
@@ -33,8 +33,11 @@ def read_ipc(path: Path) -> pa.Table:
     """
     try:
         data = pa.memory_map(str(path)).read_buffer()
-        if data.slice(0, min(8, data.size)).to_pybytes() != _MAGIC:
-            raise SourceError(f"Expected an Arrow file, {path} is not one.", where=str(path))
+        if data.size < 16 or data[:8].to_pybytes() != _MAGIC or data[-6:].to_pybytes() != _END:
+            raise SourceError(
+                f"Expected a whole Arrow file, {path} lacks its first or last mark.",
+                where=str(path),
+            )
         stream = data.slice(8)  # the file format is the stream format between two marks
         for message in pa.ipc.MessageReader.open_stream(stream):
             if message.type != "schema" and not _is_plain_batch(message):

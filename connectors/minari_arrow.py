@@ -187,9 +187,9 @@ def _decode_infos(array: pa.Array, where: str, prefix: str = "") -> dict[str, np
         if pa.types.is_struct(kind):
             infos.update(_decode_infos(values, where, f"{name}/"))
             continue
-        sides = tuple(int(n) for n in (shape or b"").decode().split(",") if n)
+        sides = tuple(int(n) for n in re.findall(rb"\d+", shape or b""))
         if pa.types.is_fixed_size_list(kind):
-            sides = sides or (kind.list_size,)
+            sides = (kind.list_size,) if shape is None else sides
             kind = kind.value_type
         is_number = pa.types.is_boolean(kind) or pa.types.is_integer(kind)
         if (is_number or pa.types.is_floating(kind)) and not values.null_count:
