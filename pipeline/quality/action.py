@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.quality.blocks import Block
 from pipeline.quality.leave_out import LeftOut, Rows, leave_out
-from pipeline.quality.reference import GroupModel
+from pipeline.quality.reference import Placed
 
 MAX_FAULTY_SHARE = 0.01
 """An episode with a larger share of NaN rows has no score."""
@@ -35,20 +34,20 @@ class ActionSteps:
     divergence: np.ndarray  # (n,) float64, r_t
 
 
-def action_steps(block: Block, model: GroupModel) -> ActionSteps | None:
+def action_steps(placed: Placed) -> ActionSteps | None:
     """Returns per-step action readings of a block; None where the task has no policy fit."""
+    block, model = placed.block, placed.model
     if model.policy is None:
         return None
     rows = np.flatnonzero(block.acting)
-    x = model.states.predict_from(block.states[rows])
     found = leave_out(
         model.policy,
         Rows(
-            x=x,
+            x=placed.predictors[rows],
             y=model.targets.encode(block.targets[rows]),
-            labels=model.assign(x),
+            labels=placed.labels[rows],
             episodes=block.episodes[rows],
-            copies=model.copies(block.fingerprints),
+            copies=placed.copies,
         ),
     )
     dims = model.targets.dims
@@ -60,11 +59,12 @@ def calibrated_square(found: LeftOut) -> np.ndarray:
     return np.asarray((found.residual**2).sum(1) / (1 + found.leverage))
 
 
-def score_actions(block: Block, model: GroupModel) -> dict[str, np.ndarray]:
+def score_actions(placed: Placed) -> dict[str, np.ndarray]:
     """Returns the action metrics of a block's episodes, (E,) float64 each, NaN for none."""
     names = ("action_variance", "action_divergence", "action_divergence_h")
+    block = placed.block
     count = len(block.lengths)
-    steps = action_steps(block, model)
+    steps = action_steps(placed)
     if steps is None:
         return {name: np.full(count, np.nan) for name in names}
     episodes = block.episodes[steps.rows]

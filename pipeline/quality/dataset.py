@@ -40,9 +40,9 @@ def dataset_values(
             raise UsageError(f"Expected scores with the column {name!r}, it is not there.")
     lengths = _numbers(scores, "length")
     tasks = (
-        np.array([str(task) for task in scores["task"].to_pylist()], object)
+        np.array([task or "" for task in scores["task"].to_pylist()], object)
         if "task" in scores.column_names
-        else np.full(len(lengths), "None", object)
+        else np.full(len(lengths), "", object)
     )
     return {
         name: _value(name, _numbers(scores, name), lengths, tasks, model, config) for name in names

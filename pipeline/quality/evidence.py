@@ -93,5 +93,5 @@ def _group(layout: Layout, frame: Frame, evidence: Evidence) -> GroupModel:
         frame.centroids,
         Members(distinct, copies.astype(np.float64)),
         policy=fit_clusters(evidence.policy),
-        dynamics=fit_clusters(evidence.dynamics),
+        dynamics=fit_clusters(evidence.dynamics) if frame.states.kept.any() else None,
     )

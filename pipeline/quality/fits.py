@@ -44,7 +44,7 @@ class ClusterFits:
     @cached_property
     def prior(self) -> np.ndarray:
         """(p, q) B, the slopes of the whole task."""
-        return own_slopes(self.moments.total)[0][0]
+        return np.asarray(own_slopes(self.moments.total)[0][0])
 
 
 def fit_clusters(moments: CrossMoments) -> ClusterFits | None:

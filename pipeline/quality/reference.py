@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.quality.blocks import Block
 from pipeline.quality.clusters import assign
 from pipeline.quality.features import Layout, layout_from_key
 from pipeline.quality.fits import ClusterFits
@@ -57,13 +58,28 @@ class GroupModel:
     dynamics: ClusterFits | None
     """Change of state on state and action; None where it has too few rows."""
 
-    def assign(self, predictors: np.ndarray) -> np.ndarray:
-        """Returns (n,) clusters of (n, M) predictors."""
-        return assign(self.states.points(predictors), self.centroids)
+    def place(self, block: Block) -> Placed:
+        """Returns a block's rows among this model's clusters."""
+        states = np.nan_to_num(block.states, posinf=0.0, neginf=0.0)
+        predictors = self.states.predict_from(states)
+        return Placed(
+            block,
+            self,
+            predictors,
+            assign(self.states.points(predictors), self.centroids),
+            self.members.count(block.fingerprints),
+        )
 
-    def copies(self, fingerprints: np.ndarray) -> np.ndarray:
-        """Returns (E,) how often each episode is in the reference."""
-        return self.members.count(fingerprints)
+
+@dataclass(frozen=True)
+class Placed:
+    """A block whose rows know their predictors and clusters; faulty rows stand anywhere."""
+
+    block: Block
+    model: GroupModel
+    predictors: np.ndarray  # (N, M) float64
+    labels: np.ndarray  # (N,) int64
+    copies: np.ndarray  # (E,) float64, how often each episode is in the reference
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,14 @@ def _score_block(
 ) -> dict[str, np.ndarray]:
     """The chosen relative metrics of a block's episodes; none for a layout without a model."""
     group = model.groups.get(block.layout)
-    if group is None:
+    if group is None or not any(METRICS[name].relative for name in names):
         return {}
+    placed = group.place(block)
     scores: dict[str, np.ndarray] = {}
     if any(name in names for name in ACTION_METRICS):
-        scores.update(score_actions(block, group))
+        scores.update(score_actions(placed))
     if "transition_diversity" in names:
-        scores.update(score_transitions(block, group))
+        scores.update(score_transitions(placed))
     return {name: values for name, values in scores.items() if name in names}
 
 

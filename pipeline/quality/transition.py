@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.quality.action import MAX_FAULTY_SHARE, episode_means
-from pipeline.quality.blocks import Block
 from pipeline.quality.leave_out import Rows, leave_out
-from pipeline.quality.reference import GroupModel
+from pipeline.quality.reference import Placed
 
 VARIANCE_FLOOR = 1e-12
 """In squared units of the state."""
@@ -55,21 +54,22 @@ def pooled_noise(covariance: np.ndarray) -> Noise:
     )
 
 
-def score_transitions(block: Block, model: GroupModel) -> dict[str, np.ndarray]:
+def score_transitions(placed: Placed) -> dict[str, np.ndarray]:
     """Returns `transition_diversity` of a block's episodes, (E,) nats, NaN for none."""
+    block, model = placed.block, placed.model
     count = len(block.lengths)
     rows = np.flatnonzero(block.moving)
     if model.dynamics is None or not len(rows):
         return {"transition_diversity": np.full(count, np.nan)}
-    states = model.states.predict_from(block.states[rows])
+    controls = model.controls.encode(block.actions[rows])
     found = leave_out(
         model.dynamics,
         Rows(
-            x=np.concatenate([states, model.controls.encode(block.actions[rows])], axis=1),
+            x=np.concatenate([placed.predictors[rows], controls], axis=1),
             y=(block.next_states[rows] - block.states[rows])[:, model.states.kept],
-            labels=model.assign(states),
+            labels=placed.labels[rows],
             episodes=block.episodes[rows],
-            copies=model.copies(block.fingerprints),
+            copies=placed.copies,
         ),
     )
     noise = pooled_noise(model.dynamics.noise)

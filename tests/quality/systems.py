@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.quality.dataset import dataset_values
 from pipeline.quality.reference import ReferenceModel
@@ -16,7 +17,7 @@ STEPS = 50
 def linear_policy(
     dims: int, rows: int, seed: int, noise: float = 0.1, offset: float = 0.0
 ) -> tuple[list[Episode], float]:
-    """a = K s + noise, s ~ N(0, I), four action dims; and the true divergence, standardised."""
+    """Episodes of a = K s + noise, s ~ N(0, I), four action dims; and the true divergence."""
     rng = np.random.default_rng(seed)
     gain = rng.normal(size=(4, dims))
     gain /= np.linalg.norm(gain, axis=1, keepdims=True)
@@ -32,7 +33,7 @@ def linear_policy(
 def linear_system(
     dims: int, rows: int, seed: int, noise: float = 0.1, offset: float = 0.0
 ) -> tuple[list[Episode], float]:
-    """s' = A s + B a + w, w ~ N(0, Q); and the entropy of w in nats."""
+    """Episodes of s' = A s + B a + w, w ~ N(0, Q); and the entropy of w in nats."""
     rng = np.random.default_rng(seed)
     drift = 0.9 * np.linalg.qr(rng.normal(size=(dims, dims)))[0]
     drive = 0.3 * rng.normal(size=(dims, 2))
@@ -68,5 +69,6 @@ def measure_all(
     config = MeasureConfig.model_validate({"bootstrap": 20, **settings})
     model = fit_reference(lambda: episodes, config)
     table = score_episodes(episodes, model)
+    tasks = pa.array([e.task for e in episodes], pa.string())
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "episode_id"}
-    return columns, dataset_values(table, model, config), model
+    return columns, dataset_values(table.append_column("task", tasks), model, config), model
