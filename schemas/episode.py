@@ -24,6 +24,14 @@ Scalar = bool | int | float | str | None
 
 KINDS: tuple[str, ...] = get_args(Kind)
 FINAL_OBSERVATIONS: tuple[str, ...] = get_args(FinalObservation)
+_SCALARS: tuple[type, ...] = (bool, int, float, str)
+_FACTS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("episode_id", "task", "policy", "policy_version"), (str,)),
+    **dict.fromkeys(("source", "source_key"), (str,)),
+    "seed": (int,),
+    "success": (bool,),
+    "fps": (float,),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,17 +90,22 @@ class Episode:
         if isinstance(self.actions, Mapping | tuple):
             put("actions", _named("actions", self.actions))
         elif self.actions is not None:
-            put("actions", _plain(self.actions))
-        put("rewards", None if self.rewards is None else _plain(self.rewards))
-        put("extras", {name: _plain(array) for name, array in self.extras.items()})
+            put("actions", _plain(self.actions, "actions"))
+        put("rewards", None if self.rewards is None else _plain(self.rewards, "rewards"))
+        put("extras", {name: _plain(array, name) for name, array in self.extras.items()})
+        for name, kind in _FACTS.items():
+            put(name, _fact(getattr(self, name), name, kind))
         for facts in ("columns", "labels"):  # an absent fact and a null one are the same
-            put(facts, {n: v for n, v in getattr(self, facts).items() if v is not None})
+            plain = {n: _fact(v, n, _SCALARS) for n, v in getattr(self, facts).items()}
+            put(facts, {n: v for n, v in plain.items() if v is not None})
         length = self._infer_length()
         for flag in ("terminated", "truncated"):
             put(flag, _flags(getattr(self, flag), length, flag, self.episode_id))
         put("final_observation", self._check_lengths(length))
-        if self.collected_at is not None and self.collected_at.tzinfo is None:
-            put("collected_at", self.collected_at.replace(tzinfo=dt.UTC))
+        if self.collected_at is not None:
+            aware = self.collected_at
+            aware = aware if aware.tzinfo else aware.replace(tzinfo=dt.UTC)
+            put("collected_at", aware.astimezone(dt.UTC))
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise EpisodeError(
                 f"Expected a seed that fits 64 bits, came {self.seed}.",
@@ -217,24 +230,54 @@ def _named(root: str, value: object) -> dict[str, np.ndarray]:
         and value
         and all(str(name) == root or str(name).startswith(f"{root}/") for name in value)
     ):
-        return {str(name): _plain(array) for name, array in value.items()}
-    return {name: _plain(array) for name, array in flatten(root, value).items()}
+        return {str(name): _plain(array, str(name)) for name, array in value.items()}
+    return {name: _plain(array, name) for name, array in flatten(root, value).items()}
 
 
-def _plain(value: object) -> np.ndarray:
+def _plain(value: object, name: str) -> np.ndarray:
     """An array of a dtype we hold, in this machine's byte order, with a time axis."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
     if array.dtype.kind not in RAW_KINDS or array.dtype.itemsize > 8:
         raise EpisodeError(
-            f"Expected an array of bool, integers or floats of at most 8 bytes, "
+            f"Expected {name} as an array of bool, integers or floats of at most 8 bytes, "
             f"came dtype {array.dtype}.",
             code="bad_dtype",
+            where=name,
         )
     if array.ndim == 0:
         raise EpisodeError(
-            "Expected an array with a time axis, came a scalar.", code="length_mismatch"
+            f"Expected {name} as an array with a time axis, came a scalar.",
+            code="length_mismatch",
+            where=name,
         )
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _fact(value: object, name: str, kinds: tuple[type, ...]) -> Any:
+    """A fact as a plain Python value that is stored and read back as it is."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kinds == (bool,) and value in (0, 1):
+        value = bool(value)
+    if kinds == (float,) and isinstance(value, int):
+        value = float(value)
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if value is not None and not fits:
+        said = " or ".join(kind.__name__ for kind in kinds)
+        raise EpisodeError(
+            f"Expected {name} as {said}, came {value!r}.", code="bad_dtype", where=name
+        )
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise EpisodeError(
+                f"Expected {name} as Unicode text, came {value!r}.", code="bad_dtype", where=name
+            ) from None
+    return value
 
 
 def _flags(value: object, length: int, name: str, where: str) -> np.ndarray:

@@ -6,7 +6,7 @@ and several specs from its first version, so that camera streams can join withou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,10 +67,16 @@ class DatasetSpec:
         return hash(tuple(self.fields.items()))
 
     def accepts(self, other: DatasetSpec) -> bool:
-        """True if episodes of `other` fit: same arrays, apart from absent nullable fields."""
+        """True if episodes of `other` fit: same arrays, apart from absent nullable fields.
+
+        Actions of several arrays are there together or not at all.
+        """
         missing = self.fields.keys() - other.fields.keys()
-        return all(self.fields.get(name) == field for name, field in other.fields.items()) and all(
-            is_nullable(name) for name in missing
+        halves = _actions(missing) and _actions(other.fields.keys())
+        return (
+            all(self.fields.get(name) == field for name, field in other.fields.items())
+            and all(is_nullable(name) for name in missing)
+            and not halves
         )
 
     def merge(self, other: DatasetSpec, where: str) -> DatasetSpec:
@@ -96,7 +102,11 @@ class DatasetSpec:
 
 def is_nullable(name: str) -> bool:
     """True for fields that a single episode may lack: actions and rewards."""
-    return name == "rewards" or name == "actions" or name.startswith("actions/")
+    return name == "rewards" or bool(_actions([name]))
+
+
+def _actions(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name == "actions" or name.startswith("actions/")}
 
 
 def differences(one: DatasetSpec, two: DatasetSpec) -> str:

@@ -132,11 +132,15 @@ def rows_to_table(rows: Sequence[EpisodeRow]) -> pa.Table:
     arrays.append(pa.array([row.block for row in rows], pa.string()))
     arrays.append(pa.array([row.row for row in rows], pa.int64()))
     fields = [*FACT_COLUMNS, *PLACE_COLUMNS]
-    for role in ("columns", "labels"):
+    taken: set[str] = set()
+    for role, prefix in (("columns", "source_"), ("labels", "label_")):
         mappings = [getattr(row, role) for row in rows]
         for name in _names(mappings):
             values = _values([mapping.get(name) for mapping in mappings])
             stored = stored_name(name)
+            while stored in taken:
+                stored = f"{prefix}{stored}"
+            taken.add(stored)
             metadata = {ROLE_KEY: role.encode(), b"name": name.encode()}
             fields.append(pa.field(stored, values.type, metadata=metadata))
             arrays.append(values)
@@ -155,19 +159,31 @@ def own_columns(schema: pa.Schema, role: str) -> dict[str, str]:
 def concat(tables: Sequence[pa.Table]) -> pa.Table:
     """Stacks episode tables whose own columns may differ in presence and type.
 
-    A column that one table holds as numbers and another as text becomes text everywhere: nothing
-    is dropped.
+    A column that one table holds as numbers and another as text, or as whole numbers that no
+    float holds beside floats, becomes text everywhere: nothing is dropped.
     """
     if not tables:
         return pa.schema([*FACT_COLUMNS, *PLACE_COLUMNS]).empty_table()
-    kinds: dict[str, set[pa.DataType]] = {}
+    tables = _told_apart(tables)
+    held: dict[str, list[pa.ChunkedArray]] = {}
     for table in tables:
         for field in table.schema:
-            kinds.setdefault(field.name, set()).add(field.type)
-    mixed = {name for name, types in kinds.items() if len(types) > 1 and not _numeric(types)}
+            held.setdefault(field.name, []).append(table[field.name])
+    mixed = {name for name, columns in held.items() if not _stackable(columns)}
     return pa.concat_tables(
         [_as_text(table, mixed) for table in tables], promote_options="permissive"
     )
+
+
+def _told_apart(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Renames labels that go by the name of another table's column."""
+    columns = {name for table in tables for name in own_columns(table.schema, "columns")}
+    renamed = []
+    for table in tables:
+        for name in own_columns(table.schema, "labels").keys() & columns:
+            table = table.rename_columns({name: f"label_{name}"})
+        renamed.append(table)
+    return renamed
 
 
 def _names(mappings: Iterable[Mapping[str, Scalar]]) -> list[str]:
@@ -177,20 +193,34 @@ def _names(mappings: Iterable[Mapping[str, Scalar]]) -> list[str]:
 def _values(values: list[Scalar]) -> pa.Array:
     """One column of plain values; numbers mixed with text become text."""
     kinds = {type(value) for value in values if value is not None}
-    if len(kinds) > 1 and not kinds <= {int, float}:
-        values = [None if value is None else str(value) for value in values]
-    elif kinds == {int, float}:
-        values = [None if value is None else float(value) for value in values]
+    limit = 2**53 if float in kinds else 2**63 - 1
+    large = any(type(value) is int and not -limit <= value <= limit for value in values)
+    if large or (len(kinds) > 1 and not kinds <= {int, float}):
+        return pa.array([_text(value) for value in values], pa.string())
+    if kinds == {int, float}:
+        return pa.array([None if value is None else float(value) for value in values])
+    return pa.array(values)
+
+
+def _text(value: Scalar) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()  # as Arrow spells it
+    return None if value is None else str(value)
+
+
+def _stackable(columns: Sequence[pa.ChunkedArray]) -> bool:
+    """True if the columns are of one type, or all numbers that a float holds."""
+    types = {column.type for column in columns if not pa.types.is_null(column.type)}
+    if len(types) < 2:
+        return True
+    if not all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in types):
+        return False
     try:
-        array = pa.array(values)
-    except OverflowError:
-        array = pa.array([None if value is None else str(value) for value in values])
-    return array
-
-
-def _numeric(types: set[pa.DataType]) -> bool:
-    real = {kind for kind in types if not pa.types.is_null(kind)}
-    return len(real) < 2 or all(pa.types.is_integer(t) or pa.types.is_floating(t) for t in real)
+        for column in columns:
+            column.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _as_text(table: pa.Table, names: set[str]) -> pa.Table:
