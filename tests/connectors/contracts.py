@@ -39,9 +39,7 @@ def check_source(source: Source, where: str) -> tuple[Listing, list[Found]]:
     for unit in reversed(listing.units):
         assert type(unit)(**json.loads(json.dumps(unit.__dict__))) == unit
         again = list(source.read(unit))
-        assert [_content(f) for f in again] == [
-            _content(f) for f in found[unit.start : unit.stop]
-        ]
+        assert [_content(f) for f in again] == [_content(f) for f in found[unit.start : unit.stop]]
     return listing, found
 
 
@@ -52,7 +50,11 @@ def check_missing(source: Source, tmp_path: Path) -> None:
 
 
 def check_sink(
-    sink: Sink, source: Source, episodes: Sequence[Episode], place: Path, metadata: dict[str, object]
+    sink: Sink,
+    source: Source,
+    episodes: Sequence[Episode],
+    place: Path,
+    metadata: dict[str, object],
 ) -> list[Episode]:
     """Runs the contract on some episodes; returns what came back."""
     losses = sink.losses()

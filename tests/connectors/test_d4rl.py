@@ -60,7 +60,9 @@ def test_real_files_match_their_truth(
 
 def test_rows_become_episodes(path: Path) -> None:
     arrays = d4rl_arrays()
-    write_hdf5(path, {**arrays, "infos/qpos": arrays["observations"] * 2, "metadata/algorithm": "x"})
+    write_hdf5(
+        path, {**arrays, "infos/qpos": arrays["observations"] * 2, "metadata/algorithm": "x"}
+    )
     listing, found = check_source(SOURCE, str(path))
     assert listing.metadata == {"algorithm": "x"}
     assert [f.key for f in found] == ["rows 0:5", "rows 5:6", "rows 6:14"]

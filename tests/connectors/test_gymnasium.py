@@ -111,7 +111,9 @@ def test_as_a_source() -> None:
     assert (episode.actions.dtype, episode.actions.shape) == (np.int64, (episode.length,))
 
 
-@pytest.mark.parametrize("name", ["Pendulun-v1", "Pendulum", "os:Pendulum-v1", "os.path:Pendulum-v1"])
+@pytest.mark.parametrize(
+    "name", ["Pendulun-v1", "Pendulum", "os:Pendulum-v1", "os.path:Pendulum-v1"]
+)
 def test_unknown_environments_name_the_nearest(name: str) -> None:
     for attempt in (make_environment, SOURCE.discover):
         with pytest.raises(UnknownNameError, match="did you mean.*'Pendulum-v1'"):

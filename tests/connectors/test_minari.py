@@ -101,7 +101,10 @@ def test_nested_spaces_keep_their_names(tmp_path: Path, storage: str) -> None:
         "parts": (random.integers(0, 5, steps + 1), random.integers(0, 2, (steps + 1, 3), np.int8)),
         "mode": random.integers(0, 3, (steps + 1, 2)),
     }
-    infos = {"energy": random.normal(size=steps + 1), "contact": random.normal(size=(steps + 1, 2, 3))}
+    infos = {
+        "energy": random.normal(size=steps + 1),
+        "contact": random.normal(size=(steps + 1, 2, 3)),
+    }
     where = minari_dataset(
         tmp_path / "set",
         [buffer(observations, steps, seed=11, options={"difficulty": 3}, infos=infos)],
@@ -266,7 +269,9 @@ def test_parts_of_a_long_episode_come_in_order(tmp_path: Path, storage: str) -> 
 def test_text_spaces_are_refused_by_name(tmp_path: Path, storage: str) -> None:
     space = spaces.Dict({"mission": spaces.Text(20), "state": BOX})
     observations = {"mission": ["go"] * 4, "state": np.zeros((4, 3))}
-    where = minari_dataset(tmp_path / "s", [buffer(observations, 3)], (space, action_box()), storage)
+    where = minari_dataset(
+        tmp_path / "s", [buffer(observations, 3)], (space, action_box()), storage
+    )
     with pytest.raises(SourceError, match=r"'Text'; it is not supported"):
         SOURCE.discover(where)
 

@@ -19,7 +19,7 @@ from tests.connectors.makers import (
     write_robomimic,
 )
 
-PLUGIN = '''
+PLUGIN = """
 class Toy:
     def discover(self, where): return "discovered " + where
     def read(self, unit): return iter(())
@@ -27,7 +27,7 @@ class Toy:
 class Writer:
     def losses(self): return ()
     def write(self, episodes, where, metadata): return 0
-'''
+"""
 ENTRIES = """[penstock.connectors]
 toy = toy_plugin:Toy
 toy_out = toy_plugin:Writer
