@@ -72,3 +72,28 @@ def test_half_of_the_episodes_rank_as_well(labelled: list[Episode]) -> None:
         noisy = [i for i, e in enumerate(half) if e.task == task and e.labels["kind"] == "policy"]
         sigmas = [half[i].labels["sigma"] for i in noisy]
         assert spearmanr(scores[noisy], sigmas).statistic >= 0.85, task
+
+
+def test_uniform_random_actions_diverge_by_their_whole_variance(shared_data: Path) -> None:
+    path = shared_data / "hopper-random" / "d4rl.hdf5"
+    if not path.is_file():
+        pytest.skip("no random Hopper rollouts among the real datasets")
+    with h5py.File(path) as file:
+        states, actions = file["observations"][:], file["actions"][:]
+        terminated, timeouts = file["terminals"][:].astype(bool), file["timeouts"][:].astype(bool)
+    ends = np.flatnonzero(terminated | timeouts) + 1
+    episodes = [
+        Episode(
+            episode_id=str(start),
+            observations={"observations": states[start:end]},
+            actions=actions[start:end],
+            terminated=terminated[start:end],
+            truncated=timeouts[start:end],
+            final_observation="missing",
+        )
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+    _, values, _ = measure_all(episodes)
+    assert values["action_divergence"].value == pytest.approx(1.0, rel=0.03)
+    diversity = values["transition_diversity"]
+    assert diversity.value == pytest.approx(diversity.details["reference"][0]["value"], abs=1.0)
