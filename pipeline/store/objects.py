@@ -7,10 +7,12 @@ to them are durable; `put_if_absent` is the one atomic act that a commit is.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,16 @@ from pipeline.store.disk import Disk
 from schemas.errors import DiskFullError, TransientError
 
 TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing says of one object."""
+
+    key: str
+    bytes: int
+    modified: dt.datetime
+    """By the clock of the place that holds it."""
 
 
 class Objects(Protocol):
@@ -51,6 +63,18 @@ class Objects(Protocol):
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names directly below a prefix, folders and objects, in no order."""
+        ...
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Every object below a prefix however deep, in no order.
+
+        Leftovers of writers that died (`TEMPORARY`) are among them; what goes away meanwhile may
+        be left out.
+        """
+        ...
+
+    def now(self) -> dt.datetime:
+        """The time by the clock that `Entry.modified` is told by."""
         ...
 
     def delete(self, key: str) -> None:
@@ -137,6 +161,29 @@ class LocalObjects:
             for entry in os.scandir(folder):
                 if not entry.name.startswith(TEMPORARY):
                     yield entry.name
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """See `Objects.entries`."""
+        for folder, _, names in os.walk(self.root / prefix):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    facts = path.stat()
+                except FileNotFoundError:
+                    continue
+                modified = dt.datetime.fromtimestamp(facts.st_mtime, dt.UTC)
+                yield Entry(path.relative_to(self.root).as_posix(), facts.st_size, modified)
+
+    def now(self) -> dt.datetime:
+        """See `Objects.now`: a network disk has a clock of its own, so a file is touched."""
+        path = self.root / f"{TEMPORARY}{uuid.uuid4().hex}"
+        with _typed_errors(self.url):
+            path.touch(exist_ok=False)
+            try:
+                modified = path.stat().st_mtime
+            finally:
+                path.unlink()
+        return dt.datetime.fromtimestamp(modified, dt.UTC)
 
     def delete(self, key: str) -> None:
         """See `Objects.delete`."""
