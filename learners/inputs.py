@@ -34,6 +34,11 @@ class Scaler:
     def states(self, observations: Any) -> Tensor:
         """Returns what networks see of observations, (B, O) float32."""
         joined = join(observations, self.fields).to(self.device)
+        if joined.shape[1] != len(self.mean):
+            raise SpecMismatchError(
+                f"Expected observations of {len(self.mean)} numbers, came {joined.shape[1]}; "
+                f"the learner was trained on other fields."
+            )
         return joined if self.is_plain else (joined - self.mean) / self.scale
 
     def to_unit(self, actions: Any) -> Tensor:

@@ -1,0 +1,334 @@
+"""Online fine-tuning through the store: act, commit the rollouts, learn from old and new data.
+
+Rounds alternate: the policy plays whole episodes, they become one commit on a branch, and then the
+learner takes its updates on batches mixed from the offline versions and from that growing branch,
+by exact counts. A checkpoint ends every round. Each episode is a function of its number and the
+policy, and the store takes it once: a run that died goes on from its last round with the same
+rollouts and the same updates.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learners.base import Learner
+from learners.checkpoint import (
+    Checkpoint,
+    last_checkpoint,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    snapshot,
+)
+from learners.data import Pinned, Sampling, only_spec, open_growing
+from learners.evaluate import evaluate
+from learners.rollout import Collection, Exploration, Facts, collect
+from learners.run import (
+    Progress,
+    Report,
+    RunResult,
+    Timer,
+    as_numbers,
+    check_same,
+    evaluation_row,
+    silent,
+    threads,
+)
+from learners.runlog import EVALUATIONS, METRICS, Table
+from learners.settings import Settings
+from pipeline.store.reader import Version
+from pipeline.store.store import Store, open_store
+from pipeline.stream.mixture import Mixture
+from schemas.episode import Episode
+from schemas.errors import NameTakenError, SpecMismatchError
+from schemas.spec import DatasetSpec
+
+ROLLOUT_SEED = 2_000_000
+"""Seeds of rollouts start here, and a million further on for every seed of a run."""
+
+FIXED = (
+    "run",
+    "environment",
+    "into",
+    "branch",
+    "offline_fraction",
+    "updates_per_step",
+    "warmup_steps",
+    "round_steps",
+    "exploration",
+    "noise",
+    "settings",
+    "seed",
+)
+"""Settings that a resumed run must share with its beginning."""
+
+
+class FinetuneConfig(Settings):
+    """One online run that begins where an offline run ended."""
+
+    run: str
+    """Folder of the offline run, or one of its checkpoint files."""
+    environment: str
+    """A registered Gymnasium name."""
+    into: str
+    """STORE that takes the rollouts."""
+    out: str | None = None
+    """Folder of this run; None takes `finetune` within the offline run's."""
+    branch: str | None = None
+    """Branch for the rollouts; None makes one named after this run."""
+    env_steps: int = Field(default=10_000, gt=0)
+    """Steps in the environment; the last episode is played to its end."""
+    offline_fraction: float = Field(default=0.5, ge=0, lt=1)
+    """Share of each batch that is drawn from the offline versions."""
+    updates_per_step: float = Field(default=1.0, gt=0)
+    """Updates for every environment step."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Environment steps before the first update; they earn no updates."""
+    round_steps: int = Field(default=250, gt=0)
+    """Steps after which whole episodes are committed, learned from and checkpointed."""
+    exploration: Literal["none", "gaussian", "policy"] = "policy"
+    """Noise on rollouts: none, of one scale, or the policy's own spread."""
+    noise: float = Field(default=1.0, ge=0)
+    """Standard deviation in the environment's units, or the factor on the policy's spread."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Hyperparameters that differ from the offline run's. The policy's rate stays constant."""
+    seed: int = Field(default=0, ge=0)
+    """Of rollouts and of the order of batches."""
+    device: str = "cpu"
+    """Where networks and batches live."""
+    threads: int = Field(default=1, gt=0)
+    """Torch's threads."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Environment steps between evaluations; 0 judges the last policy only."""
+    evaluate_episodes: int = Field(default=10, gt=0)
+    """Episodes of one evaluation."""
+    resume: bool = False
+    """Go on from the last round, if there is one."""
+
+
+@dataclass
+class _Run:
+    """A run under way."""
+
+    id: str
+    learner: Learner
+    offline: tuple[Pinned, ...]
+    spec: DatasetSpec
+    sampling: Sampling
+    store: Store
+    branch: str
+    step: int
+    """Updates in all, the offline ones included."""
+    first_step: int
+    """Updates of the offline run."""
+    env_steps: int = 0
+    episodes: int = 0
+    batches: Mixture | None = None
+    """None until there are rollouts."""
+
+
+def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
+    """Plays and learns until `config.env_steps` steps have been made in all.
+
+    Raises:
+        NameTakenError: if the folder holds a run and `resume` is off.
+        ConfigError: if a resumed run is asked to change what it began with.
+        NotFoundError: if there is no run, store or version to start from.
+        SpecMismatchError: if the environment's fields differ from what the policy was trained on.
+    """
+    folder = out_folder(config)
+    with threads(config.threads):
+        is_old = config.resume and last_checkpoint(folder) is not None
+        run = _resume(config, folder) if is_old else _begin(config, folder)
+        first, timer, evaluation = run.step, Timer(), None
+        metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
+        while run.env_steps < config.env_steps:
+            before = run.env_steps
+            returns = _play(run, config)
+            with timer:
+                losses = _learn(run, config)
+            is_last = run.env_steps >= config.env_steps
+            values = {"env_steps": run.env_steps, "rollout_return": returns, **losses}
+            if losses or is_last:
+                metrics.add(run.step, values)
+            report(Progress("finetune", run.env_steps, config.env_steps, values))
+            if is_last or _crossed(before, run.env_steps, config.evaluate_every):
+                evaluation = evaluate(run.learner, config.environment, config.evaluate_episodes)
+                judged.add(run.step, {"env_steps": run.env_steps, **evaluation_row(evaluation)})
+            save_checkpoint(folder, _checkpoint(run, config))
+        data = (*run.offline, Pinned(run.store.url, run.store.version(run.branch).id))
+        rate = timer.rate(run.step - first)
+        return RunResult(str(folder), run.learner.name, run.step, rate, data, evaluation)
+
+
+def out_folder(config: FinetuneConfig) -> Path:
+    """Returns the folder of a fine-tuning run."""
+    if config.out is not None:
+        return Path(config.out)
+    run = Path(config.run)
+    return (run.parent.parent if run.is_file() else run) / "finetune"
+
+
+def _play(run: _Run, config: FinetuneConfig) -> float:
+    """Plays one round and commits it; returns the mean return of its episodes."""
+    version = f"{run.id}:{run.step}"
+    plan = Collection(
+        environment=config.environment,
+        steps=_steps_of_round(run.env_steps, config),
+        seed=ROLLOUT_SEED * (config.seed + 1),
+        first=run.episodes,
+        exploration=Exploration(config.exploration, config.noise),
+        slots=1,
+    )
+    facts = Facts(namespace=run.id, policy=run.learner.name, policy_version=version)
+    played = [cast(episode, run.spec) for episode in collect(run.learner, plan, facts)]
+    message = f"rollouts {run.episodes} to {run.episodes + len(played) - 1} of {run.id[:8]}"
+    _follow(run, config, run.store.append(played, message, branch=run.branch))
+    run.episodes += len(played)
+    run.env_steps += sum(episode.length for episode in played)
+    return float(np.mean([episode.episode_return for episode in played]))
+
+
+def _steps_of_round(env_steps: int, config: FinetuneConfig) -> int:
+    """Up to the next multiple of a round, so that rounds do not depend on where a run ended."""
+    end = (env_steps // config.round_steps + 1) * config.round_steps
+    return min(end, config.env_steps) - env_steps
+
+
+def _follow(run: _Run, config: FinetuneConfig, version: Version) -> None:
+    """Makes the next batches draw from the newest rollouts, too."""
+    if run.batches is None:
+        fraction = config.offline_fraction
+        run.batches = open_growing(run.offline, version, fraction, run.sampling)
+    else:
+        run.batches.follow(version)
+
+
+def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
+    """Takes the updates that the environment steps so far have earned; returns the last losses."""
+    earned = int(max(run.env_steps - config.warmup_steps, 0) * config.updates_per_step)
+    due = run.first_step + earned - run.step
+    if due <= 0 or run.batches is None:
+        return {}
+    batches = iter(run.batches)
+    for _ in range(due):
+        losses = run.learner.update(next(batches))
+    run.step += due
+    return as_numbers(losses)
+
+
+def cast(episode: Episode, spec: DatasetSpec) -> Episode:
+    """Returns a rollout in the dtypes of the data its policy was trained on.
+
+    Raises:
+        SpecMismatchError: if names or shapes differ.
+    """
+    shapes = {name: field.shape for name, field in spec.fields.items()}
+    came = {name: field.shape for name, field in episode.spec.fields.items()}
+    if shapes != came:
+        raise SpecMismatchError(
+            f"Expected rollouts with the fields of the offline data [{spec}], came [{episode.spec}]"
+        )
+
+    def as_spec(name: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(spec.fields[name].numpy_dtype, copy=False)
+
+    return episode.replace(
+        observations={name: as_spec(name, array) for name, array in episode.observations.items()},
+        actions={n: as_spec(n, a) for n, a in episode.flat_actions.items()}["actions"],
+        rewards=None if episode.rewards is None else as_spec("rewards", episode.rewards),
+    )
+
+
+def _begin(config: FinetuneConfig, folder: Path) -> _Run:
+    if last_checkpoint(folder) is not None:
+        raise NameTakenError(
+            "Expected a folder without a run, came one that holds a run; "
+            "resume it or choose another folder.",
+            where=str(folder),
+        )
+    base = load_checkpoint(Path(config.run))
+    run = uuid.uuid4().hex
+    changes = {**_constant_rate(base), **config.settings}
+    learner = restore(base, config.device, changes)
+    return _open(config, base.document, learner, run, base.step)
+
+
+def _resume(config: FinetuneConfig, folder: Path) -> _Run:
+    checkpoint = load_checkpoint(folder)
+    document = checkpoint.document
+    check_same(document["config"], config.model_dump(mode="json"), FIXED)
+    learner = restore(checkpoint, config.device)
+    run = _open(config, document["offline"], learner, document["run"], document["first_step"])
+    run.step, run.env_steps = checkpoint.step, document["env_steps"]
+    run.episodes = document["episodes"]
+    _follow(run, config, run.store.version(document["online"]))
+    if run.batches is not None:
+        run.batches.load_state_dict(document["stream"])
+    return run
+
+
+def _open(
+    config: FinetuneConfig, offline: Any, learner: Learner, run_id: str, first_step: int
+) -> _Run:
+    """Opens the data of a run that starts from an offline run's document."""
+    pinned = tuple(Pinned(**one) for one in offline["data"])
+    trained = offline["config"]
+    sampling = Sampling(
+        batch_size=trained["batch_size"],
+        seed=config.seed,
+        discount=trained["discount"],
+        device=config.device,
+        sampler=trained["sampler"],
+    )
+    spec = only_spec([one.open() for one in pinned])
+    store = open_store(config.into, create=True)
+    branch = config.branch or f"rollouts-{run_id[:8]}"
+    return _Run(
+        run_id,
+        learner,
+        pinned,
+        spec,
+        sampling,
+        store,
+        branch,
+        step=first_step,
+        first_step=first_step,
+    )
+
+
+def _constant_rate(base: Checkpoint) -> dict[str, Any]:
+    return {"policy_decay": 0} if "policy_decay" in base.settings else {}
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return every > 0 and before // every != after // every
+
+
+def _checkpoint(run: _Run, config: FinetuneConfig) -> Checkpoint:
+    document = {
+        "kind": "finetune",
+        "run": run.id,
+        "config": config.model_dump(mode="json"),
+        "offline": {
+            "data": [one.document() for one in run.offline],
+            "config": {
+                "batch_size": run.sampling.batch_size,
+                "discount": run.sampling.discount,
+                "sampler": run.sampling.sampler,
+            },
+        },
+        "online": run.store.version(run.branch).id,
+        "branch": run.branch,
+        "first_step": run.first_step,
+        "env_steps": run.env_steps,
+        "episodes": run.episodes,
+        "stream": None if run.batches is None else run.batches.state_dict(),
+    }
+    return snapshot(run.learner, run.step, document)

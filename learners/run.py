@@ -1,0 +1,114 @@
+"""What offline training and fine-tuning have in common: progress, threads, evaluations, results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learners.data import Pinned
+from learners.evaluate import Evaluation
+from schemas.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    stage: str
+    """`train` or `finetune`."""
+    done: int
+    """Updates taken, or environment steps made."""
+    total: int
+    values: Mapping[str, float] = field(default_factory=dict)
+    """The latest losses."""
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(_progress: Progress) -> None:
+    """Reports to nobody."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    run: str
+    """Its folder."""
+    algo: str
+    steps: int
+    """Updates taken in all."""
+    updates_per_second: float
+    """Batches included, evaluation and collection left out; this process's part of the run."""
+    data: tuple[Pinned, ...]
+    """The versions it read."""
+    evaluation: Evaluation | None = None
+    """Of the last policy, where the run evaluates."""
+
+
+class Timer:
+    """Adds up the time spent within it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+    def rate(self, count: int) -> float:
+        """Returns how many a second, 0 where nothing was timed."""
+        return round(count / self.seconds, 1) if self.seconds else 0.0
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Bounds torch's threads in this process, and sets them back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def as_numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Reads scalars off their device."""
+    return {name: float(value) for name, value in values.items()}
+
+
+def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
+    """One row of a run's table of evaluations."""
+    low, high = evaluation.interval
+    return {
+        "mean_return": evaluation.mean_return,
+        "low": low,
+        "high": high,
+        "normalized_score": evaluation.normalized_score,
+        "episodes": len(evaluation.returns),
+    }
+
+
+def check_same(kept: Mapping[str, Any], asked: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Refuses to go on with a run under other settings.
+
+    Raises:
+        ConfigError: naming the first setting that differs.
+    """
+    for name in names:
+        if kept[name] != asked[name]:
+            raise ConfigError(
+                f"Expected to resume with {name} = {kept[name]!r} as the run began, "
+                f"came {asked[name]!r}; start another run for other settings.",
+                where=name,
+            )

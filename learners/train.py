@@ -1,0 +1,206 @@
+"""Offline training: a stream of a pinned version, an algorithm, a folder for the run.
+
+The folder holds `metrics.csv`, `evaluations.csv` where the run evaluates, and the last checkpoint.
+A run that was stopped goes on from there bit for bit (on the CPU), on the same versions.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from learners.base import Batch, Learner, learner_class, make_learner
+from learners.checkpoint import (
+    Checkpoint,
+    last_checkpoint,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    snapshot,
+)
+from learners.data import BatchStream, Pinned, Sampling, fit, open_stream, pin
+from learners.evaluate import evaluate
+from learners.run import (
+    Progress,
+    Report,
+    RunResult,
+    Timer,
+    as_numbers,
+    check_same,
+    evaluation_row,
+    silent,
+    threads,
+)
+from learners.runlog import EVALUATIONS, METRICS, Table
+from learners.settings import Settings, read_settings
+from schemas.errors import NameTakenError
+
+FIXED = ("algo", "data", "settings", "batch_size", "seed", "discount", "sampler")
+"""Settings that a resumed run must share with its beginning."""
+
+
+class TrainConfig(Settings):
+    """One offline run."""
+
+    algo: str
+    """Name of an algorithm."""
+    data: tuple[str, ...]
+    """`STORE[@REF][=WEIGHT]`, one or more."""
+    out: str
+    """Folder of the run."""
+    steps: int = Field(default=100_000, gt=0)
+    """Updates in all."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Hyperparameters that differ from the algorithm's defaults."""
+    batch_size: int = Field(default=256, gt=0)
+    """Rows of one batch."""
+    seed: int = Field(default=0, ge=0)
+    """Of initial weights and of the order of batches."""
+    discount: float = Field(default=0.99, gt=0, le=1)
+    """Gamma, applied by the stream."""
+    sampler: str = "transition"
+    """How the stream draws."""
+    device: str = "cpu"
+    """Where networks and batches live."""
+    threads: int = Field(default=1, gt=0)
+    """Torch's threads; small networks gain nothing from more."""
+    log_every: int = Field(default=200, gt=0)
+    """Updates between rows of `metrics.csv`."""
+    checkpoint_every: int = Field(default=10_000, gt=0)
+    """Updates between checkpoints; the last update always makes one."""
+    environment: str | None = None
+    """Where to evaluate; None never does."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Updates between evaluations; 0 evaluates the last policy only."""
+    evaluate_episodes: int = Field(default=10, gt=0)
+    """Episodes of one evaluation."""
+    resume: bool = False
+    """Go on from the last checkpoint, if there is one."""
+
+
+@dataclass
+class _Run:
+    """A run under way."""
+
+    id: str
+    learner: Learner
+    stream: BatchStream
+    pinned: tuple[Pinned, ...]
+    step: int
+
+
+def train(config: TrainConfig, report: Report = silent) -> RunResult:
+    """Trains until `config.steps` updates have been taken in all.
+
+    Raises:
+        NameTakenError: if the folder holds a run and `resume` is off.
+        ConfigError: if a resumed run is asked to change what it began with.
+        UnknownNameError: for an unknown algorithm, setting, sampler or environment.
+        NotFoundError: if a store or version is not there.
+    """
+    with threads(config.threads):
+        run = _resume(config) if config.resume and _has_run(config) else _begin(config)
+        first, timer, evaluation = run.step, Timer(), None
+        folder = Path(config.out)
+        metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
+        batches = iter(run.stream)
+        while run.step < config.steps:
+            until = _next_stop(run.step, config)
+            with timer:
+                losses = as_numbers(_updates(run, batches, until))
+            is_last = run.step == config.steps
+            if is_last or run.step % config.log_every == 0:
+                metrics.add(run.step, losses)
+                report(Progress("train", run.step, config.steps, losses))
+            if config.environment and (is_last or _is_due(run.step, config.evaluate_every)):
+                evaluation = evaluate(run.learner, config.environment, config.evaluate_episodes)
+                judged.add(run.step, evaluation_row(evaluation))
+            if is_last or run.step % config.checkpoint_every == 0:
+                save_checkpoint(folder, _checkpoint(run, config))
+        rate = timer.rate(run.step - first)
+        return RunResult(config.out, config.algo, run.step, rate, run.pinned, evaluation)
+
+
+def _updates(run: _Run, batches: Iterator[Batch], until: int) -> Mapping[str, Tensor]:
+    """Takes updates up to a step; nothing is read off the device before the last."""
+    losses: Mapping[str, Tensor] = {}
+    for _ in range(until - run.step):
+        losses = run.learner.update(next(batches))
+    run.step = until
+    return losses
+
+
+def _next_stop(step: int, config: TrainConfig) -> int:
+    """The next step at which something is logged, judged or kept."""
+    every = [config.log_every, config.checkpoint_every, config.evaluate_every]
+    return min(config.steps, *(step - step % n + n for n in every if n))
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _has_run(config: TrainConfig) -> bool:
+    return last_checkpoint(Path(config.out)) is not None
+
+
+def _begin(config: TrainConfig) -> _Run:
+    if _has_run(config):
+        raise NameTakenError(
+            "Expected a folder without a run, came one that holds a run; "
+            "resume it or choose another folder.",
+            where=config.out,
+        )
+    settings = _with_decay(config)
+    kind = learner_class(config.algo).settings_kind
+    standardise = read_settings(kind, settings, config.algo).standardise
+    pinned = pin(config.data)
+    normaliser = fit(pinned, standardise)
+    learner = make_learner(config.algo, settings, normaliser, config.seed, config.device)
+    return _Run(uuid.uuid4().hex, learner, open_stream(pinned, _sampling(config)), pinned, 0)
+
+
+def _resume(config: TrainConfig) -> _Run:
+    checkpoint = load_checkpoint(Path(config.out))
+    document = checkpoint.document
+    check_same(document["config"], config.model_dump(mode="json"), FIXED)
+    pinned = tuple(Pinned(**one) for one in document["data"])
+    stream = open_stream(pinned, _sampling(config))
+    stream.load_state_dict(document["stream"])
+    learner = restore(checkpoint, config.device)
+    return _Run(document["run"], learner, stream, pinned, checkpoint.step)
+
+
+def _with_decay(config: TrainConfig) -> dict[str, Any]:
+    """The settings, with the policy's rate decaying over the run where nothing else is said."""
+    fields = learner_class(config.algo).settings_kind.model_fields
+    if "policy_decay" in fields and "policy_decay" not in config.settings:
+        return {**config.settings, "policy_decay": config.steps}
+    return dict(config.settings)
+
+
+def _sampling(config: TrainConfig) -> Sampling:
+    return Sampling(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        discount=config.discount,
+        device=config.device,
+        sampler=config.sampler,
+    )
+
+
+def _checkpoint(run: _Run, config: TrainConfig) -> Checkpoint:
+    document = {
+        "kind": "train",
+        "run": run.id,
+        "config": config.model_dump(mode="json"),
+        "data": [one.document() for one in run.pinned],
+        "stream": run.stream.state_dict(),
+    }
+    return snapshot(run.learner, run.step, document)

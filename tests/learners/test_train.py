@@ -1,0 +1,273 @@
+"""Training and fine-tuning through a real store and real streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from learners.checkpoint import load_checkpoint, restore
+from learners.data import Pinned, pin
+from learners.evaluate import evaluate
+from learners.finetune import FinetuneConfig, finetune
+from learners.rollout import Collection, Exploration, Facts, collect
+from learners.run import Progress
+from learners.runlog import read_table
+from learners.train import TrainConfig, train
+from pipeline.store.store import Store, open_store
+from schemas.errors import (
+    ConfigError,
+    NameTakenError,
+    NotFoundError,
+    SpecMismatchError,
+    UnknownNameError,
+    UsageError,
+)
+
+ENVIRONMENT = "Homing-v0"
+SMALL = {"hidden": (16, 16)}
+
+
+class Homing(gym.Env[np.ndarray, np.ndarray]):
+    """A point on a line: moves by the action, is rewarded for being at home, ends beyond 2."""
+
+    observation_space: ClassVar[Any] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space: ClassVar[Any] = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-1.5, 1.5, 1)
+        return self.position.copy(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.position = self.position + 0.5 * action
+        is_gone = bool(abs(self.position[0]) > 2)
+        return self.position.copy(), 1.0 - abs(float(self.position[0])), is_gone, False, {}
+
+
+class Restless:
+    """Does nothing on average."""
+
+    def act(self, observations: Any) -> np.ndarray:
+        return np.zeros((len(observations), 1))
+
+
+@pytest.fixture(autouse=True)
+def homing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    gym.register(ENVIRONMENT, entry_point=Homing, max_episode_steps=10)
+    yield
+    del gym.registry[ENVIRONMENT]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = open_store(tmp_path / "store", create=True)
+    made.append(_demonstrations(40))
+    return made
+
+
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, store: Store) -> None:
+    settings = {**SMALL, "dropout": 0.2, "policy_decay": 60}
+    whole = train(_train_config(store, tmp_path / "whole", 60, settings=settings))
+    with pytest.raises(InterruptedError):
+        train(_train_config(store, tmp_path / "half", 60, settings=settings), _stop_at(50))
+    assert load_checkpoint(tmp_path / "half").step == 45
+    store.append(_demonstrations(3, first=40))  # main moves on; the run does not
+    resumed = train(_train_config(store, tmp_path / "half", 60, settings=settings, resume=True))
+    assert (resumed.steps, resumed.data) == (60, whole.data)
+    _assert_same_run(tmp_path / "whole", tmp_path / "half")
+
+
+def test_a_run_leaves_what_it_says(tmp_path: Path, store: Store) -> None:
+    said: list[Progress] = []
+    config = _train_config(
+        store, tmp_path / "run", 50, environment=ENVIRONMENT, evaluate_every=20, evaluate_episodes=4
+    )
+    result = train(config, said.append)
+    metrics = read_table(tmp_path / "run" / "metrics.csv")
+    judged = read_table(tmp_path / "run" / "evaluations.csv")
+    assert [row["step"] for row in metrics] == ["10", "20", "30", "40", "50"]
+    assert [row["step"] for row in judged] == ["20", "40", "50"]
+    assert {"value_loss", "policy_loss", "critic_loss"} < metrics[0].keys()
+    assert [one.done for one in said] == [10, 20, 30, 40, 50]
+    assert result.algo == "iql"
+    assert result.updates_per_second > 0
+    assert result.data == (Pinned(store.url, store.version().id),)
+    learner = restore(load_checkpoint(tmp_path / "run"))
+    assert result.evaluation == evaluate(learner, ENVIRONMENT, 4)
+
+
+def test_the_policys_rate_decays_over_the_run_unless_told(tmp_path: Path, store: Store) -> None:
+    train(_train_config(store, tmp_path / "one", 10))
+    train(_train_config(store, tmp_path / "two", 10, settings={**SMALL, "policy_decay": 0}))
+    assert load_checkpoint(tmp_path / "one").settings["policy_decay"] == 10
+    assert load_checkpoint(tmp_path / "two").settings["policy_decay"] == 0
+
+
+def test_several_versions_are_mixed_by_weight(tmp_path: Path, store: Store) -> None:
+    other = open_store(tmp_path / "other", create=True)
+    other.append(_demonstrations(5, first=100))
+    data = (f"{store.url}@main=3", other.url)
+    result = train(_train_config(store, tmp_path / "run", 10, data=data))
+    assert [one.weight for one in result.data] == [3.0, 1.0]
+    assert load_checkpoint(tmp_path / "run").document["stream"]["weights"] == ["3/4", "1/4"]
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path, store: Store) -> None:
+    train(_train_config(store, tmp_path / "run", 10))
+    with pytest.raises(NameTakenError, match="resume it or choose another folder"):
+        train(_train_config(store, tmp_path / "run", 10))
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path, store: Store) -> None:
+    train(_train_config(store, tmp_path / "run", 10))
+    with pytest.raises(ConfigError, match="seed = 0"):
+        train(_train_config(store, tmp_path / "run", 20, seed=1, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"algo": "iqll"}, UnknownNameError),
+        ({"settings": {"expectil": 0.9}}, UnknownNameError),
+        ({"sampler": "transitions"}, UnknownNameError),
+        ({"data": ()}, UsageError),
+        ({"data": ("/nowhere",)}, NotFoundError),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    tmp_path: Path, store: Store, change: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        train(_train_config(store, tmp_path / "run", 10, **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_references_are_pinned(store: Store) -> None:
+    first = store.version()
+    second = store.append(_demonstrations(1, first=90))
+    assert pin([store.url]) == (Pinned(store.url, second.id, 1.0),)
+    assert pin([f"{store.url}@main:1=2.5"]) == (Pinned(store.url, first.id, 2.5),)
+    with pytest.raises(UsageError, match="positive weight"):
+        pin([f"{store.url}=0"])
+
+
+def test_fine_tuning_commits_its_rollouts_and_learns_from_both(
+    tmp_path: Path, store: Store
+) -> None:
+    base = train(_train_config(store, tmp_path / "run", 300, environment=ENVIRONMENT))
+    offline = store.version()
+    config = _finetune_config(store, tmp_path / "run", env_steps=600, branch="online")
+    result = finetune(config)
+    online = store.version("online")
+    assert store.version().id == offline.id
+    assert result.data == (*base.data, Pinned(store.url, online.id))
+    lengths = online.episodes(columns=["length", "kind", "policy_version", "policy"]).to_pydict()
+    assert 600 <= sum(lengths["length"]) < 610
+    assert set(lengths["kind"]) == {"rollout"}
+    # The policy of the first two rounds is the same: warm-up earns no updates.
+    assert len(set(lengths["policy_version"])) == len(store.log("online")) - 1
+    assert online.specs == offline.specs
+    assert result.steps == 300 + sum(lengths["length"]) - 50
+    assert base.evaluation is not None
+    assert result.evaluation is not None
+    assert result.evaluation.mean_return > base.evaluation.mean_return
+    checkpoint = load_checkpoint(tmp_path / "run" / "finetune")
+    assert checkpoint.document["stream"]["weights"] == ["1/2", "1/2"]
+    assert checkpoint.settings["policy_decay"] == 0
+    assert load_checkpoint(tmp_path / "run").step == 300
+
+
+@pytest.mark.parametrize("loses_checkpoint", [False, True])
+def test_resumed_fine_tuning_equals_an_unbroken_one(
+    tmp_path: Path, store: Store, loses_checkpoint: bool
+) -> None:
+    """Also where the last round's commit is there, and its checkpoint is not."""
+    train(_train_config(store, tmp_path / "run", 20))
+
+    def config(name: str, env_steps: int, **more: Any) -> FinetuneConfig:
+        out = str(tmp_path / name)
+        return _finetune_config(
+            store, tmp_path / "run", env_steps=env_steps, out=out, branch=name, **more
+        )
+
+    finetune(config("whole", 200))
+    finetune(config("half", 100))
+    folder = tmp_path / "half" / "checkpoints"
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    finetune(config("half", 150, resume=True))
+    if loses_checkpoint:
+        for path in folder.iterdir():
+            path.unlink()
+        for name, data in kept.items():
+            (folder / name).write_bytes(data)
+    finetune(config("half", 200, resume=True))
+    _assert_same_run(tmp_path / "whole", tmp_path / "half")
+    whole, half = (store.version(name).episodes().to_pydict() for name in ("whole", "half"))
+    assert whole["length"] == half["length"]
+    assert whole["episode_return"] == half["episode_return"]
+
+
+def test_rollouts_that_do_not_fit_are_refused(tmp_path: Path, store: Store) -> None:
+    train(_train_config(store, tmp_path / "run", 5))
+    with pytest.raises(SpecMismatchError):
+        finetune(_finetune_config(store, tmp_path / "run", 50, environment="InvertedPendulum-v5"))
+
+
+def _stop_at(step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if progress.done == step:
+            raise InterruptedError
+
+    return report
+
+
+def _demonstrations(count: int, first: int = 0) -> Any:
+    plan = Collection(
+        ENVIRONMENT, episodes=count, first=first, exploration=Exploration("gaussian", 0.5)
+    )
+    return collect(Restless(), plan, Facts(namespace="demo", kind="demonstration"))
+
+
+def _train_config(store: Store, out: Path, steps: int, **changes: Any) -> TrainConfig:
+    given: dict[str, Any] = {
+        "algo": "iql",
+        "data": (store.url,),
+        "out": str(out),
+        "steps": steps,
+        "settings": SMALL,
+        "batch_size": 64,
+        "discount": 0.9,
+        "log_every": 10,
+        "checkpoint_every": 15,
+    }
+    return TrainConfig(**{**given, **changes})
+
+
+def _finetune_config(store: Store, run: Path, env_steps: int, **changes: Any) -> FinetuneConfig:
+    given: dict[str, Any] = {
+        "run": str(run),
+        "environment": ENVIRONMENT,
+        "into": store.url,
+        "env_steps": env_steps,
+        "warmup_steps": 50,
+        "round_steps": 50,
+        "exploration": "gaussian",
+        "noise": 0.3,
+    }
+    return FinetuneConfig(**{**given, **changes})
+
+
+def _assert_same_run(one: Path, two: Path) -> None:
+    left, right = load_checkpoint(one), load_checkpoint(two)
+    assert left.step == right.step
+    assert left.tensors.keys() == right.tensors.keys()
+    for name, tensor in left.tensors.items():
+        assert torch.equal(tensor, right.tensors[name]), name
+    assert read_table(one / "metrics.csv") == read_table(two / "metrics.csv")
