@@ -81,15 +81,14 @@ class PackedCache:
         known = self.blocks()
         if all(block in known for block in block_ids):
             return known
-        with _disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock():
-                return self._fill(block_ids, pack, progress)
+        with self._lock():
+            return self._fill(block_ids, pack, progress)
 
     def blocks(self) -> dict[str, CachedBlock]:
         """Returns which blocks the cache holds."""
         try:
-            document = json.loads(self._index.read_text())
+            with _disk_errors(self.folder):
+                document = json.loads(self._index.read_text())
             return {name: CachedBlock(*entry) for name, entry in document["blocks"].items()}
         except FileNotFoundError:
             return {}
@@ -140,24 +139,30 @@ class PackedCache:
     ) -> dict[str, CachedBlock]:
         known = self.blocks()  # again: another process may have filled while we waited
         missing = [block for block in dict.fromkeys(block_ids) if block not in known]
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            unsaved = 0
-            for done, name in enumerate(missing, start=1):
-                records = pack(name)
-                end = max((block.start + block.rows for block in known.values()), default=0)
+        unsaved = 0
+        for done, name in enumerate(missing, start=1):
+            records = pack(name)
+            end = max((block.start + block.rows for block in known.values()), default=0)
+            known[name] = CachedBlock(end, len(records), checksum(records))
+            unsaved += records.nbytes
+            is_due = unsaved >= SAVE_EVERY or done == len(missing)
+            with _disk_errors(self.folder), self._writable() as file:
                 _write(file, records, end * self.layout.size)
-                known[name] = CachedBlock(end, len(records), checksum(records))
-                self._verified.add(name)
-                unsaved += records.nbytes
-                if unsaved >= SAVE_EVERY or done == len(missing):
+                if is_due:
                     self._save(file, known)
                     unsaved = 0
-                if progress is not None:
-                    progress(done, len(missing))
+            self._verified.add(name)
+            if progress is not None:
+                progress(done, len(missing))
+        return known
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[int]:
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            yield file
         finally:
             os.close(file)
-        return known
 
     def _save(self, file: int, known: dict[str, CachedBlock]) -> None:
         os.fdatasync(file)
@@ -180,9 +185,12 @@ class PackedCache:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with _disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with _disk_errors(self.folder):
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)

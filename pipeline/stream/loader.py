@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 
@@ -19,6 +20,14 @@ from schemas.errors import ConfigError, missing_extra
 from schemas.stream import Framework, Precision, Residency, StreamConfig, stream_config
 
 STATE_FORMAT = 1
+
+
+class Follower(Protocol):
+    """What reads a stream's data at a pace of its own."""
+
+    def follow_stream(self, stream: Stream, version: Version | str) -> None:
+        """Reads another version for that stream from its next batch on."""
+        ...
 
 
 class Stream:
@@ -92,6 +101,8 @@ class Stream:
         self._split = splitter(self.config)
         version = data if isinstance(data, Version) else open_version(str(data))
         self.feed = Feed(version, self.config)
+        self.mixtures: WeakSet[Follower] = WeakSet()
+        """Mixtures that this stream is part of."""
         self._step = 0
         self._ready: list[Batch] = []  # gathered batches, the next one last
 
@@ -122,13 +133,16 @@ class Stream:
     def follow(self, version: Version | str) -> None:
         """Reads another version of the same store from the next batch on.
 
-        The step is part of the state, so that a resumed or repeated run reads the same.
+        The step is part of the state, so that a resumed or repeated run reads the same. Mixtures
+        of this stream follow, too, each from its own next batch on.
 
         Args:
             version: the version, or a reference such as `main`.
         """
         if self.feed.follow(self._step, version):
             self._ready = []
+        for mixture in self.mixtures:
+            mixture.follow_stream(self, version)
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ a resume.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.stream.loader import (
     splitter,
 )
 from pipeline.stream.samplers import Draw, sampler_named
-from pipeline.stream.shares import Shares, interleave
+from pipeline.stream.shares import Shares, exact_weight, interleave
 from schemas.errors import ConfigError, UsageError
 from schemas.stream import StreamConfig, stream_config
 
@@ -34,10 +35,11 @@ class Mixture:
     """Batches drawn from several streams at once, endlessly.
 
     The streams say what is drawn and how; the mixture has its own order, size and position. Rows
-    of the sources stand interleaved, so that every rank gets its share of each.
+    of the sources stand interleaved, so that every rank gets its share of each. A version that
+    one of the streams is told to follow is followed here from the mixture's next batch on.
 
     Args:
-        sources: streams with their weights.
+        sources: streams with their weights; a mixture among them counts as its streams.
         batch_size: rows of the global batch.
         seed: the order.
         demonstration: which sources count as demonstrations; by default the first alone.
@@ -49,22 +51,23 @@ class Mixture:
 
     def __init__(
         self,
-        sources: Sequence[tuple[Stream, float]],
+        sources: Sequence[tuple[Stream | Mixture, float]],
         batch_size: int = 256,
         seed: int = 0,
         *,
         demonstration: Sequence[bool] | None = None,
     ) -> None:
-        self.streams = [stream for stream, _ in sources]
-        self._shares = Shares([weight for _, weight in sources], batch_size)
-        self.config = _joint_config(self.streams, batch_size, seed)
-        flags = [number == 0 for number in range(len(sources))]
-        self._flags = np.array(flags if demonstration is None else demonstration, bool)
-        if self._flags.shape != (len(sources),):
+        flags = [k == 0 for k in range(len(sources))] if demonstration is None else demonstration
+        if len(flags) != len(sources):
             raise ConfigError(
                 f"Expected one demonstration flag for each of {len(sources)} streams, came "
-                f"{list(self._flags)}."
+                f"{list(flags)}."
             )
+        members = list(_members(sources, flags))
+        self.streams = [stream for stream, _, _ in members]
+        self._flags = [flag for _, _, flag in members]
+        self._shares = Shares([weight for _, weight, _ in members], batch_size)
+        self.config = _joint_config(self.streams, batch_size, seed)
         # The streams' own positions and histories stay theirs.
         self._feeds = [stream.feed.fork(stream.step) for stream in self.streams]
         self._samplers = [sampler_named(stream.config.sampler) for stream in self.streams]
@@ -72,6 +75,8 @@ class Mixture:
         self._step = 0
         self._ready: list[Batch] = []  # gathered batches, the next one last
         _check_forms(self._draw(0, 1))
+        for stream in self.streams:
+            stream.mixtures.add(self)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -100,6 +105,12 @@ class Mixture:
         """
         if self._feeds[source].follow(self._step, version):
             self._ready = []
+
+    def follow_stream(self, stream: Stream, version: Version | str) -> None:
+        """Follows what one of the mixed streams follows."""
+        for source, member in enumerate(self.streams):
+            if member is stream:
+                self.follow(version, source)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -207,6 +218,19 @@ class Mixture:
         order = np.empty(owners.size, np.int64)
         order[np.argsort(owners.reshape(-1), kind="stable")] = np.arange(owners.size)
         return order.reshape(owners.shape)
+
+
+def _members(
+    sources: Sequence[tuple[Stream | Mixture, float]], flags: Sequence[bool]
+) -> Iterator[tuple[Stream, Fraction, bool]]:
+    """Streams with weight and flag; a mixture's streams share its weight and take its flag."""
+    for (source, weight), flag in zip(sources, flags, strict=True):
+        outer = exact_weight(weight)
+        if isinstance(source, Mixture):
+            for stream, inner in zip(source.streams, source._shares.weights, strict=True):
+                yield stream, outer * inner, bool(flag)
+        else:
+            yield source, outer, bool(flag)
 
 
 def _joint_config(streams: Sequence[Stream], batch_size: int, seed: int) -> StreamConfig:

@@ -18,31 +18,24 @@ import numpy as np
 
 from schemas.errors import ConfigError
 
-_GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this share of a circle spread most evenly
+_GOLDEN = 618_033_988_749_895  # 1e15 (sqrt(5) - 1) / 2: steps of this share spread most evenly
 
 
 class Shares:
     """How many rows of each source a global batch holds.
 
     Args:
-        weights: of the sources, not negative; decimal numbers are taken as written, so that 0.1
-            is one tenth.
+        weights: of the sources, not negative.
         batch_size: B.
 
     Raises:
-        ConfigError: if weights are negative or all 0.
+        ConfigError: if no weight is positive.
     """
 
-    def __init__(self, weights: Sequence[float | Fraction], batch_size: int) -> None:
-        try:
-            exact = [Fraction(str(weight)) for weight in weights]
-        except ValueError:
-            exact = []
-        if not exact or min(exact) < 0 or sum(exact) == 0:
-            raise ConfigError(
-                f"Expected weights of at least 0 with a positive sum, came {list(weights)}."
-            )
-        self.weights = [weight / sum(exact) for weight in exact]
+    def __init__(self, weights: Sequence[Fraction], batch_size: int) -> None:
+        if not weights or sum(weights) == 0:
+            raise ConfigError("Expected weights with a positive sum, came none above 0.")
+        self.weights = [weight / sum(weights) for weight in weights]
         shares = [weight * batch_size for weight in self.weights]
         self._whole = [math.floor(share) for share in shares]
         left_over = [share - math.floor(share) for share in shares]
@@ -50,7 +43,7 @@ class Shares:
         self._period = math.lcm(*(end.denominator for end in ends))
         # Ends of the left-over shares on a line of whole numbers, one row per period.
         self._ends = [int(end * self._period) for end in ends]
-        self._stride = _coprime_near(round(self._period * _GOLDEN), self._period)
+        self._stride = _coprime_near(self._period * _GOLDEN // 10**15, self._period)
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Returns the rows per source in one global batch, of sum B."""
@@ -58,6 +51,21 @@ class Shares:
         reached = [(end + offset) // self._period for end in self._ends]
         extra = [after - before for before, after in itertools.pairwise(reached)]
         return tuple(whole + more for whole, more in zip(self._whole, extra, strict=True))
+
+
+def exact_weight(weight: float) -> Fraction:
+    """Returns a weight as it is written, so that 0.1 is one tenth.
+
+    Raises:
+        ConfigError: if it is negative or not a finite number.
+    """
+    try:
+        exact = Fraction(str(weight))
+    except ValueError:
+        exact = Fraction(-1)
+    if exact < 0:
+        raise ConfigError(f"Expected a weight of at least 0, came {weight}.")
+    return exact
 
 
 @functools.lru_cache(maxsize=256)
