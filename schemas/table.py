@@ -116,7 +116,7 @@ def episode_row(
         "source_key": episode.source_key,
         "spec": spec,
     }
-    return EpisodeRow(facts, episode.columns, episode.labels)
+    return EpisodeRow(facts, episode.columns, episode.labels, block, row)
 
 
 def stored_name(name: str) -> str:
