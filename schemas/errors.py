@@ -93,6 +93,12 @@ class NameTakenError(UsageError):
     kind = "name_taken"
 
 
+class AccessDeniedError(UsageError):
+    """Storage that refuses these credentials, or something that they have no permission for."""
+
+    kind = "no_permission"
+
+
 # -- try again later (exit codes 4 and 5) ------------------------------------------------------
 
 
@@ -142,6 +148,18 @@ class DamagedCacheError(UntrustedError):
     """A cache file that is short or fails its checksum; it can be deleted and is made again."""
 
     kind = "damaged_cache"
+
+
+class FilesExpiredError(UntrustedError):
+    """Files that were marked for deletion, or are deleted, because nothing kept them."""
+
+    kind = "files_expired"
+
+
+class ConditionalWritesError(UntrustedError):
+    """Storage that lets two writers create the same object, so that commits could be lost."""
+
+    kind = "no_conditional_writes"
 
 
 class EpisodeError(UntrustedError):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from schemas.errors import ConfigError
 from schemas.document import Document
+from schemas.errors import ConfigError
 
 Residency = Literal["auto", "mmap", "ram"]
 Framework = Literal["torch", "numpy"]

@@ -173,8 +173,25 @@ class Reset(Document):
     """A jump to the state that the commit carries: a new branch, a curated version, a revert."""
 
     op: Literal["reset"] = "reset"
-    reason: Literal["branch", "curate", "revert"]
+    reason: Literal["branch", "curate", "revert", "remove", "repair"]
     to: VersionRef
+
+
+class Compact(Document):
+    """Small parts of one run put together; the episodes and their order stay."""
+
+    op: Literal["compact"] = "compact"
+    removed: tuple[str, ...]
+    """Ids of parts that stood one after the other."""
+    added: Part
+
+
+class Expire(Document):
+    """Older versions of the branch are no longer kept, unless a tag or a run names them."""
+
+    op: Literal["expire"] = "expire"
+    before: int = Field(ge=1)
+    """The first number that is kept."""
 
 
 class Close(Document):
@@ -183,7 +200,9 @@ class Close(Document):
     op: Literal["close"] = "close"
 
 
-Operation = Annotated[Append | Measure | Reset | Close, Field(discriminator="op")]
+Operation = Annotated[
+    Append | Measure | Reset | Compact | Expire | Close, Field(discriminator="op")
+]
 
 
 class Totals(Document):
@@ -250,7 +269,18 @@ def apply(state: State, operations: Iterable[Operation]) -> State:
                     "metrics": {**state.metrics, **operation.metrics},
                 }
             )
+        elif isinstance(operation, Compact):
+            parts = _compacted(state.parts, operation)
+            state = state.model_copy(update={"parts": parts})
     return state
+
+
+def _compacted(parts: tuple[Part, ...], operation: Compact) -> tuple[Part, ...]:
+    """Puts the new part where the first of the old ones stood."""
+    removed = set(operation.removed)
+    first = next(index for index, part in enumerate(parts) if part.id in removed)
+    kept = [part for part in parts if part.id not in removed]
+    return (*kept[:first], operation.added, *kept[first:])
 
 
 def totals(state: State) -> Totals:

@@ -15,6 +15,7 @@ from pipeline.cli import (
     formats,
     ingest,
     learn,
+    maintain,
     look,
     measure,
     names,
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (demo, ingest, formats, look, names, measure, curate, learn, bench):
+for group in (demo, ingest, formats, look, names, measure, curate, maintain, learn, bench):
     group.register(app)
 
 

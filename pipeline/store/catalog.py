@@ -18,12 +18,15 @@ import pyarrow.parquet as pq
 
 from pipeline.store import blocks, ids, layout
 from pipeline.store.commit import Refs
+from pipeline.store.erasures import Erasures
+from pipeline.store.files import files_of_commit, unit_of
+from pipeline.store.marks import Marks
 from pipeline.store.objects import Objects
 from pipeline.store.recent import Recent
 from schemas.document import DataFile
-from schemas.errors import DamagedStoreError, NotFoundError, UntrustedError
+from schemas.errors import DamagedStoreError, FilesExpiredError, NotFoundError, UntrustedError
 from schemas.rows import RowLayout
-from schemas.version import STORE_VERSION, Block, StoreDocument
+from schemas.version import STORE_VERSION, Block, Commit, StoreDocument
 
 T = TypeVar("T")
 KEEP_FILES = 256
@@ -37,12 +40,12 @@ class Catalog:
         self.objects = objects
         self.url = objects.url
         self.document = _open_document(objects, create=create)
-        self.refs = Refs(objects)
+        self.refs = Refs(objects, guard=self._refuse_marked)
         self.tables = Recent(KEEP_TABLES)
         """Episode tables of recent versions, by commit id and erasures."""
         self._parsed = Recent(KEEP_FILES)
-        self._erased: set[int] = set()
-        self._erasures = 0
+        self.erasures = Erasures(objects)
+        self.marks = Marks(objects)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Workers of other processes open the store themselves; caches do not travel.
@@ -59,17 +62,19 @@ class Catalog:
         Raises:
             DamagedStoreError: if it is missing, short or changed.
         """
-        try:
-            return blocks.check(file, self.objects.read(file.key))
-        except FileNotFoundError:
-            raise DamagedStoreError(
-                "Expected a file that a version refers to, came none; restore it from a copy.",
-                where=f"{self.url}/{file.key}",
-            ) from None
+        data = self._find(file)
+        if data is None:  # perhaps it was rewritten meanwhile, without an erased episode
+            self.erasures.refresh()
+            data = self._find(file)
+        if data is None:
+            raise self._lost(file)
+        return data
 
     def parsed(self, file: DataFile, parse: Callable[[bytes], T]) -> T:
         """Returns `parse` of a verified file, kept for the next call."""
-        return self._parsed.get(file.key, lambda: parse(self.read(file)))
+        # By the key of what stands in for it: a rewritten file is parsed anew.
+        key = self.erasures.resolve(file).key
+        return self._parsed.get(key, lambda: parse(self.read(file)))
 
     def parquet(self, file: DataFile) -> pa.Table:
         """Returns a Parquet file as a table."""
@@ -80,17 +85,8 @@ class Catalog:
         return self.parsed(file, ids.decode)
 
     def erased(self) -> set[int]:
-        """Returns the 64-bit id hashes of episodes that were erased for ever.
-
-        Lists are dense and never removed, so only new ones are read.
-        """
-        while True:
-            try:
-                data = self.objects.read(layout.erasure(self._erasures + 1))
-            except FileNotFoundError:
-                return self._erased
-            self._erased |= {int(value, 16) for value in json.loads(data)["id_hashes"]}
-            self._erasures += 1
+        """Returns the 64-bit id hashes of episodes that were erased for ever."""
+        return self.erasures.refresh().hashes
 
     # -- blocks --------------------------------------------------------------------------------
 
@@ -99,6 +95,12 @@ class Catalog:
         if block.container == "tail":
             return blocks.open_tail(self.read(block.file))[0]
         return self._listing(block)[0]
+
+    def block_files(self, block: Block) -> list[DataFile]:
+        """Returns all files of a block, its list of files included."""
+        if block.container == "tail":
+            return [block.file]
+        return [block.file, *self._listing(block)[1].values()]
 
     def read_block(
         self, block: Block, names: Sequence[str] | None = None, rows: slice = slice(None)
@@ -126,9 +128,37 @@ class Catalog:
         files = {key: self.read(listed[key]) for key in sorted(needed)}
         return blocks.decode_shard(files, paths, rows)
 
+    def _find(self, file: DataFile) -> bytes | None:
+        found = self.erasures.resolve(file)
+        try:
+            return blocks.check(found, self.objects.read(found.key))
+        except FileNotFoundError:
+            return None
+
+    def _lost(self, file: DataFile) -> UntrustedError:
+        where = f"{self.url}/{file.key}"
+        if any(unit_of(file.key) in mark.units for mark in self.marks.all()):
+            return FilesExpiredError(
+                "Expected a version that is kept, came one whose files have expired; "
+                "`penstock log` lists newer ones.",
+                where=where,
+            )
+        return DamagedStoreError(
+            "Expected a file that a version refers to, came none; restore it from a copy, or see "
+            "`penstock doctor`.",
+            where=where,
+        )
+
+    def _refuse_marked(self, commit: Commit) -> None:
+        self.marks.refuse(files_of_commit(commit), "a commit")
+
     def _listing(self, block: Block) -> tuple[RowLayout, dict[str, DataFile]]:
-        prefix = layout.shard(block.id)
-        return self.parsed(block.file, lambda data: blocks.parse_listing(data, prefix))
+        def parse(data: bytes) -> tuple[RowLayout, dict[str, DataFile]]:
+            # The folder is that of the listing actually read: a rewritten shard has its own.
+            folder = self.erasures.resolve(block.file).key.rpartition("/")[0]
+            return blocks.parse_listing(data, folder)
+
+        return self.parsed(block.file, parse)
 
 
 def _reopen(objects: Objects) -> Catalog:

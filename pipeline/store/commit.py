@@ -55,8 +55,10 @@ Plan = Callable[[Commit | None, State], Draft | None]
 class Refs:
     """Commits of all branches of one store, read once and kept: they never change."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, guard: Callable[[Commit], None]) -> None:
+        """Args: where, and what may still refuse a commit just before it is made."""
         self._objects = objects
+        self._guard = guard
         self._commits: dict[str, Commit] = {}
         self._states: dict[str, State] = {}
         self._heads: dict[str, int] = {}
@@ -173,6 +175,7 @@ class Refs:
             if draft is None:
                 return None
             commit = self._commit(branch, head, draft, message, run_id)
+            self._guard(commit)
             data = commit.model_dump_json().encode()
             key = layout.commit(branch, commit.number)
             if self._objects.put_if_absent(key, data) or self._is_own(key, commit):

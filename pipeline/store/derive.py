@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.store import blocks, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft, close_plan
+from pipeline.store.files import files_of_state
 from schemas.document import DataFile
 from schemas.errors import (
     DamagedStoreError,
@@ -23,6 +24,7 @@ from schemas.version import (
     Append,
     Commit,
     Derivation,
+    Expire,
     Measure,
     Part,
     Reset,
@@ -118,6 +120,28 @@ def revert(catalog: Catalog, branch: str, to: Commit) -> Commit:
     return _made(catalog.refs.publish(branch, plan, message=message, run_id=layout.new_id()))
 
 
+def expire(catalog: Catalog, branch: str, before: int) -> Commit:
+    """Lets go of a branch's versions before a number, but for those that tags or runs name.
+
+    Their files go with the next collections; their commits stay.
+
+    Raises:
+        UsageError: if the newest version itself would go.
+    """
+
+    def plan(head: Commit | None, _state: State) -> Draft:
+        if head is None:
+            raise NotFoundError(f"Expected a branch {branch!r}, came none.")
+        if before > head.number:
+            raise UsageError(
+                f"Expected to keep a version up to {branch}:{head.number}, came {before}."
+            )
+        return Draft((Expire(before=before),))
+
+    message = f"expire versions before {branch}:{before}"
+    return _made(catalog.refs.publish(branch, plan, message=message, run_id=layout.new_id()))
+
+
 def delete_branch(catalog: Catalog, branch: str) -> None:
     """Closes a branch; its commits stay and its name is not used again."""
     if catalog.refs.head(branch) is None:
@@ -142,6 +166,7 @@ def create_tag(catalog: Catalog, commit: Commit, name: str) -> None:
         "created_at": dt.datetime.now(dt.UTC).isoformat(),
     }
     data = json.dumps(document, indent=1).encode()
+    catalog.marks.refuse(files_of_state(catalog.refs.state(commit)), "a tag")
     if not catalog.objects.put_if_absent(layout.tag(name), data):
         known = read_tag(catalog, name)
         if known is None or known.id != commit.id:
@@ -207,7 +232,7 @@ def _select(catalog: Catalog, state: State, table: pa.Table, derivation: Derivat
         if mine.any():
             chosen.append((part, kept_row[mine], int(lengths[mine].sum())))
     partial = [(p, rows) for p, rows, _ in chosen if len(rows) < _rows_of(catalog, p)]
-    file = _write_selection(catalog, partial) if partial else None
+    file = write_selection(catalog, partial) if partial else None
     cut = {part.id for part, _ in partial}
     parts = tuple(
         part.model_copy(
@@ -226,7 +251,7 @@ def _rows_of(catalog: Catalog, part: Part) -> int:
     return int(catalog.parquet(part.rows).num_rows)
 
 
-def _write_selection(catalog: Catalog, partial: list[tuple[Part, np.ndarray]]) -> DataFile:
+def write_selection(catalog: Catalog, partial: list[tuple[Part, np.ndarray]]) -> DataFile:
     """Writes which rows of which parts are kept: one small file for all of them."""
     names = np.repeat([part.id for part, _ in partial], [len(rows) for _, rows in partial])
     table = pa.table(

@@ -15,6 +15,23 @@ STORE = "penstock.json"
 BRANCHES = "refs/branches"
 TAGS = "refs/tags"
 ERASURES = "refs/erasures"
+RUNS = "refs/runs"
+LEASES = "leases"
+MARKS = "gc"
+PROBES = "probes"
+SINGLE_WRITER = "single-writer.json"
+DATA = (
+    "shards",
+    "tails",
+    "media",
+    "episodes",
+    "overlays",
+    "selections",
+    "steps",
+    "sources",
+    "quarantine",
+)
+"""Folders of immutable files that only commits make visible."""
 
 _NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _UUID = re.compile(r"\A[0-9a-f]{32}\Z")
@@ -105,6 +122,21 @@ def overlay(name: str) -> str:
 def reference_model(name: str) -> str:
     """Key of a score set's frozen reference model."""
     return f"overlays/{name}.npz"
+
+
+def lease(name: str) -> str:
+    """Key of a job's lease."""
+    return f"{LEASES}/{name}.json"
+
+
+def turn(role: str, number: int) -> str:
+    """Key of one turn at a role that only one process has at a time."""
+    return f"{LEASES}/{role}/{number:012d}.json"
+
+
+def mark(name: str) -> str:
+    """Key of a list of files to be deleted."""
+    return f"{MARKS}/{name}.json"
 
 
 def selection(name: str) -> str:

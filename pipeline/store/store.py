@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,12 +13,16 @@ from pipeline.store import derive, layout
 from pipeline.store.append import QUARANTINE_COLUMNS, Outcome, commit_batch, write_new
 from pipeline.store.catalog import Catalog
 from pipeline.store.changes import Changes, diff
+from pipeline.store.compact import Compacted, compact
+from pipeline.store.doctor import Examination, Repaired, examine, repair
+from pipeline.store.erase import erase, scrub
+from pipeline.store.gc import GRACE, Collected, collect
 from pipeline.store.objects import LocalObjects
 from pipeline.store.reader import EpisodeIndex, Selection, Version
 from pipeline.store.writer import rows_of
 from schemas.episode import Episode
 from schemas.errors import NotFoundError, UsageError, suggest
-from schemas.version import Commit, VersionRef
+from schemas.version import Commit, Derivation, VersionRef
 
 MIN_ID_PREFIX = 8
 
@@ -144,6 +149,50 @@ class Store:
         """Makes the version a reference names the newest of its branch again."""
         to = self._resolve(ref)
         return Version(self.catalog, derive.revert(self.catalog, to.branch, to))
+
+    # -- maintenance ---------------------------------------------------------------------------
+
+    def remove(self, where: str, branch: str = "main") -> Version:
+        """Hides the episodes that a filter names in a new version; older versions keep them."""
+        version = self.version(branch)
+        found = version.where(where)
+        derivation = Derivation(base=version.commit.ref, where=f"not ({where})")
+        kept = Selection(version, ~found.mask, derivation)
+        return kept.commit(branch=branch, message=f"remove {len(found)} episodes: {where}")
+
+    def erase(self, episode_ids: Iterable[str]) -> int:
+        """Erases episodes from every version for ever; `gc(erase=True)` then rewrites files."""
+        return erase(self.catalog, episode_ids)
+
+    def expire(self, branch: str = "main", *, before: int) -> Version:
+        """Lets go of a branch's versions before a number; tags and runs keep theirs."""
+        return Version(self.catalog, derive.expire(self.catalog, branch, before))
+
+    def compact(self, branch: str = "main", *, everything: bool = False) -> Compacted:
+        """Puts small parts of a branch together; episodes and their order stay."""
+        return compact(self.catalog, branch, everything=everything)
+
+    def gc(
+        self, grace: dt.timedelta = GRACE, *, dry_run: bool = False, erase: bool = False
+    ) -> Collected:
+        """Deletes, in two phases, files that nothing refers to any more.
+
+        Args:
+            grace: how old a file must be to be marked, and a mark to be swept.
+            dry_run: only tell.
+            erase: also rewrite files that hold bytes of erased episodes, at once.
+        """
+        scrubbed = scrub(self.catalog).rewritten if erase and not dry_run else ()
+        done = collect(self.catalog, grace, dry_run=dry_run)
+        return replace(done, deleted=(*scrubbed, *done.deleted))
+
+    def doctor(self) -> Examination:
+        """Reads everything that kept versions refer to; says what is damaged."""
+        return examine(self.catalog)
+
+    def repair(self) -> list[Repaired]:
+        """Appends, to every damaged branch, a commit that shows all that is whole."""
+        return repair(self.catalog)
 
     def quarantine(self, ref: str = "main") -> pa.Table:
         """Returns the refused episodes that a version knows of."""

@@ -71,10 +71,16 @@ def _kept_rows(catalog: Catalog, state: State, erased: set[int]) -> pa.Table:
     if not tables:
         for name in ORIGIN_COLUMNS:
             table = table.append_column(name, pa.array([], pa.int64()))
-    if erased:
-        hashes = [hash64(name) for name in table["episode_id"].to_pylist()]
-        table = table.filter(pa.array([value not in erased for value in hashes], pa.bool_()))
-    return table.combine_chunks()
+    return drop_erased(table, erased).combine_chunks()
+
+
+def drop_erased(table: pa.Table, erased: set[int]) -> pa.Table:
+    """Returns an episode table without erased episodes, whether or not their rows are blank yet."""
+    if not erased:
+        return table
+    names = table["episode_id"].to_pylist()
+    kept = [name is not None and hash64(name) not in erased for name in names]
+    return table.filter(pa.array(kept, pa.bool_()))
 
 
 def kept_positions(catalog: Catalog, part: Part, count: int) -> np.ndarray:

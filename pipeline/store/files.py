@@ -1,0 +1,53 @@
+"""Which files documents name: parts, states, commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from schemas.document import DataFile
+from schemas.version import Append, Commit, Compact, Measure, Part, State
+
+
+def files_of_part(part: Part) -> Iterator[DataFile]:
+    """Yields the files that a part names; a shard stands for all files in its folder."""
+    yield part.rows
+    if part.selection is not None:
+        yield part.selection
+    for block in part.blocks:
+        yield block.file
+
+
+def files_of_state(state: State) -> Iterator[DataFile]:
+    """Yields the files that a version's state names."""
+    for part in state.parts:
+        yield from files_of_part(part)
+    yield from state.known
+    yield from state.quarantine
+    for overlay in state.overlays:
+        yield overlay.file
+    for score_set in state.score_sets.values():
+        yield score_set.model
+
+
+def files_of_commit(commit: Commit) -> Iterator[DataFile]:
+    """Yields the files that a commit names itself: those that are new with it, at least."""
+    for operation in commit.operations:
+        if isinstance(operation, Append):
+            for part in operation.parts:
+                yield from files_of_part(part)
+            yield from operation.known
+            yield from operation.quarantine
+        elif isinstance(operation, Measure):
+            yield operation.score_set.model
+            for overlay in operation.overlays:
+                yield overlay.file
+        elif isinstance(operation, Compact):
+            yield from files_of_part(operation.added)
+    if commit.state is not None:
+        yield from files_of_state(commit.state)
+
+
+def unit_of(key: str) -> str:
+    """Returns what a file lives and dies with: a shard's folder, or the file itself."""
+    folder, _, rest = key.partition("/")
+    return f"{folder}/{rest.split('/', 1)[0]}" if folder in ("shards", "steps") else key

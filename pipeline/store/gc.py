@@ -1,0 +1,111 @@
+"""Garbage collection in two phases, so that it can never race a commit.
+
+`mark` lists the files that nothing reaches and that are older than the grace period, and writes
+their names down. From then on no commit may refer to them (`Marks.refuse`). `sweep`, a grace period
+later, looks again and deletes those named that still nothing reaches. Ages come from the store's
+own clock, and whatever a live lease protects stays.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.store import layout
+from pipeline.store.catalog import Catalog
+from pipeline.store.files import unit_of
+from pipeline.store.leases import leases
+from pipeline.store.reach import reachable
+
+GRACE = dt.timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection did or would do."""
+
+    marked: tuple[str, ...]
+    """Files newly named for deletion."""
+    deleted: tuple[str, ...]
+    bytes: int
+    """Of the deleted files; of the marked ones in a dry run."""
+
+
+def collect(catalog: Catalog, grace: dt.timedelta = GRACE, *, dry_run: bool = False) -> Collected:
+    """Sweeps what earlier marks named, then marks what is new.
+
+    Args:
+        catalog: the store.
+        grace: how old a file must be to be marked, and a mark to be swept.
+        dry_run: delete and write nothing; tell what would be marked.
+    """
+    deleted, size = ((), 0) if dry_run else sweep(catalog, grace)
+    doomed = _doomed(catalog, grace)
+    if dry_run:
+        return Collected(tuple(doomed), (), sum(doomed.values()))
+    mark(catalog, doomed)
+    return Collected(tuple(doomed), deleted, size)
+
+
+def mark(catalog: Catalog, doomed: Iterable[str]) -> None:
+    """Writes down the names of files to be deleted."""
+    names = sorted(doomed)
+    if names:
+        marked_at = catalog.objects.now().isoformat()
+        data = json.dumps({"marked_at": marked_at, "files": names}).encode()
+        catalog.objects.put_if_absent(layout.mark(layout.new_id()), data)
+
+
+def sweep(catalog: Catalog, grace: dt.timedelta) -> tuple[tuple[str, ...], int]:
+    """Deletes what a mark older than the grace period names and nothing reaches.
+
+    The mark stays as long again, so that a commit that comes late finds the name of what is gone.
+    """
+    now = catalog.objects.now()
+    ripe = [m for m in catalog.marks.all() if m.marked_at <= now - grace]
+    if not ripe:
+        return (), 0
+    needed = reachable(catalog)  # a fresh look: a tag or commit may have come since
+    safe_since = _protected_since(catalog)
+    sizes = {
+        entry.key: entry for folder in layout.DATA for entry in catalog.objects.entries(folder)
+    }
+    deleted, size = [], 0
+    for key in sorted({key for found in ripe for key in found.files}):
+        entry = sizes.get(key)
+        if entry is None or unit_of(key) in needed:
+            continue
+        if safe_since is not None and entry.modified >= safe_since:
+            continue
+        catalog.objects.delete(key)
+        deleted.append(key)
+        size += entry.bytes
+    for found in ripe:
+        if found.marked_at <= now - 30 * max(grace, GRACE):
+            catalog.objects.delete(found.key)
+    return tuple(deleted), size
+
+
+def _doomed(catalog: Catalog, grace: dt.timedelta) -> dict[str, int]:
+    """Returns the files to mark, with their sizes."""
+    # Listed before the roots are read: a file that comes later is not seen at all.
+    entries = [entry for folder in layout.DATA for entry in catalog.objects.entries(folder)]
+    needed = reachable(catalog)
+    oldest = catalog.objects.now() - grace
+    safe_since = _protected_since(catalog)
+    marked = {key for found in catalog.marks.all() for key in found.files}
+    return {
+        entry.key: entry.bytes
+        for entry in entries
+        if unit_of(entry.key) not in needed
+        and entry.modified <= oldest
+        and (safe_since is None or entry.modified < safe_since)
+        and entry.key not in marked
+    }
+
+
+def _protected_since(catalog: Catalog) -> dt.datetime | None:
+    """Files made since the oldest live lease began may belong to its job."""
+    return min((lease.created_at for lease in leases(catalog.objects)), default=None)

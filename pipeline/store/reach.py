@@ -1,0 +1,93 @@
+"""Which files a store needs: everything that any kept version refers to.
+
+Roots are the versions of every branch that retention keeps, and all versions that tags, runs and
+live leases name. A file that no root reaches may go, in time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from pipeline.store import derive, layout
+from pipeline.store.catalog import Catalog
+from pipeline.store.files import files_of_commit, files_of_state, unit_of
+from pipeline.store.leases import leases
+from schemas.document import DataFile
+from schemas.errors import DamagedStoreError
+from schemas.version import Commit, Expire, VersionRef
+
+
+def kept_from(commits: Iterable[Commit]) -> int:
+    """Returns the first number of a branch that retention keeps."""
+    expired = [
+        operation.before
+        for commit in commits
+        for operation in commit.operations
+        if isinstance(operation, Expire)
+    ]
+    return max(expired, default=1)
+
+
+def reachable(catalog: Catalog) -> set[str]:
+    """Returns the units of all files that some root reaches.
+
+    Raises:
+        DamagedStoreError: if a commit or run reference cannot be read: then nothing may go.
+    """
+    found: set[str] = set()
+    for name in catalog.refs.heads():
+        found |= _branch_units(catalog, name)
+    for ref in [*derive.tags(catalog).values(), *run_versions(catalog), *leased(catalog)]:
+        commit = catalog.refs.read(ref.branch, ref.number)
+        found |= {unit_of(file.key) for file in files_of_state(catalog.refs.state(commit))}
+    found |= {unit_of(file.key) for file in catalog.erasures.refresh().rewrites.values()}
+    return found
+
+
+def branch_commits(catalog: Catalog, branch: str) -> list[Commit]:
+    """Returns all commits of a branch, oldest first."""
+    head = catalog.refs.head(branch)
+    last = head.number if head else 0
+    return [catalog.refs.read(branch, number) for number in range(1, last + 1)]
+
+
+def run_versions(catalog: Catalog) -> Iterator[VersionRef]:
+    """Yields the versions that learner runs read."""
+    for run in catalog.objects.names(layout.RUNS):
+        for name in catalog.objects.names(f"{layout.RUNS}/{run}"):
+            key = f"{layout.RUNS}/{run}/{name}"
+            yield from _refs_in(catalog.objects.read(key), key)
+
+
+def leased(catalog: Catalog) -> Iterator[VersionRef]:
+    """Yields the versions that live leases hold."""
+    for lease in leases(catalog.objects):
+        yield from lease.versions
+
+
+def _branch_units(catalog: Catalog, branch: str) -> set[str]:
+    """The units of a branch's kept versions.
+
+    A version's files are those of the oldest kept state and of every commit since, so one state
+    and a walk are enough for any number of versions.
+    """
+    commits = branch_commits(catalog, branch)
+    first = kept_from(commits)
+    files: list[DataFile] = []
+    if first <= len(commits):
+        files += files_of_state(catalog.refs.state(commits[first - 1]))
+    for commit in commits[first - 1 :]:
+        files += files_of_commit(commit)
+    if commits:  # the newest version is always kept
+        files += files_of_state(catalog.refs.state(commits[-1]))
+    return {unit_of(file.key) for file in files}
+
+
+def _refs_in(data: bytes, key: str) -> list[VersionRef]:
+    try:
+        return [VersionRef.model_validate(ref) for ref in json.loads(data)["versions"]]
+    except (ValueError, KeyError, TypeError):
+        raise DamagedStoreError(
+            "Expected a run's reference, came something else.", where=key
+        ) from None
