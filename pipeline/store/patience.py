@@ -44,7 +44,6 @@ class Patience:
                 return await request(), failed
             except Exception as error:
                 if not passes(error):
-                    error.add_note(f"after {failed} tries")
                     raise
                 last = error
             # Waits are drawn from the whole range: writers that collided do not meet again.

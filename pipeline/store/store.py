@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,8 +18,9 @@ from pipeline.store.compact import Compacted, compact
 from pipeline.store.doctor import Examination, Repaired, examine, repair
 from pipeline.store.erase import erase, scrub
 from pipeline.store.gc import GRACE, Collected, collect
-from pipeline.store.objects import LocalObjects
+from pipeline.store.places import open_objects
 from pipeline.store.reader import EpisodeIndex, Selection, Version
+from pipeline.store.remote import RemoteObjects
 from pipeline.store.writer import rows_of
 from schemas.episode import Episode
 from schemas.errors import NotFoundError, UsageError, suggest
@@ -45,6 +47,11 @@ class Store:
     def url(self) -> str:
         """Where it is."""
         return self.catalog.url
+
+    @property
+    def single_writer(self) -> bool:
+        """True if its owner declared that one process at a time writes to it."""
+        return self.catalog.objects.exists(layout.SINGLE_WRITER)
 
     # -- versions ------------------------------------------------------------------------------
 
@@ -258,26 +265,33 @@ class Store:
         return self.catalog.refs.read(branch, low)
 
 
-def open_store(url: str | Path, *, create: bool = False) -> Store:
+def open_store(
+    url: str | Path,
+    *,
+    create: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    single_writer: bool = False,
+) -> Store:
     """Opens a store.
 
     Args:
-        url: a folder.
+        url: a folder, or a URL such as `s3://bucket/prefix`.
         create: make it if there is none; racing creators agree on one.
+        storage_options: for a URL, as in fsspec; by default what the environment says.
+        single_writer: declare that nobody else writes to this store at the same time, which
+            storage without conditional writes needs; the store remembers it there.
 
     Raises:
         NotFoundError: if there is no store and `create` is False.
         UntrustedError: if what is there is not a store this release can read.
+        ConditionalWritesError: if it would have to be made where writers could overwrite one
+            another's commits, and no single writer is declared.
     """
-    text = str(url)
-    if "://" in text and not text.startswith("file://"):
-        raise UsageError(
-            f"Expected a folder on a local or mounted disk, came the URL {text!r}.", where=text
-        )
-    root = Path(text.removeprefix("file://")).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise UsageError("Expected a folder for the store, came a file.", where=str(root))
-    return Store(Catalog(LocalObjects(root), create=create))
+    objects = open_objects(url, storage_options, single_writer=single_writer)
+    store = Store(Catalog(objects, create=create))
+    if single_writer and isinstance(objects, RemoteObjects):
+        objects.writers()  # now, for workers that this process sends out may write first
+    return store
 
 
 def parse_ref(text: str) -> tuple[str, str]:

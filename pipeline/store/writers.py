@@ -32,8 +32,11 @@ class Place(Protocol):
     """What the check needs of a place; none of these asks the check first."""
 
     url: str
-    place: str
-    """The endpoint and bucket, for which an answer holds."""
+
+    @property
+    def place(self) -> str:
+        """The endpoint and bucket, for which an answer holds."""
+        ...
 
     def create(self, key: str, data: bytes) -> bool:
         """Creates an object on the condition that there is none."""
