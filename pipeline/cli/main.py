@@ -15,8 +15,8 @@ from pipeline.cli import (
     formats,
     ingest,
     learn,
-    maintain,
     look,
+    maintain,
     measure,
     names,
 )
