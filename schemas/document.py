@@ -16,4 +16,6 @@ class DataFile(Document):
 
     key: str
     bytes: int = Field(ge=0)
-    crc32c: str = Field(pattern=r"\A[0-9a-f]{8}\z")
+    crc32: str = Field(pattern=r"\A[0-9a-f]{8}\z")
+    """Of the whole file. Not crc32c: a file of pieces that each end in their own crc32c has one
+    and the same crc32c whatever the pieces hold, so it could be exchanged unseen."""

@@ -10,10 +10,10 @@ as zeros.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import zarr
@@ -52,13 +52,13 @@ SLASH = "%2F"
 
 
 def checksum(data: bytes) -> str:
-    """Returns the crc32c of some bytes as 8 hex digits."""
-    return f"{google_crc32c.value(data):08x}"
+    """Returns the crc32 of some bytes as 8 hex digits."""
+    return f"{zlib.crc32(data):08x}"
 
 
 def data_file(key: str, data: bytes) -> DataFile:
     """Returns the record of one file."""
-    return DataFile(key=key, bytes=len(data), crc32c=checksum(data))
+    return DataFile(key=key, bytes=len(data), crc32=checksum(data))
 
 
 def check(file: DataFile, data: bytes) -> bytes:
@@ -72,9 +72,9 @@ def check(file: DataFile, data: bytes) -> bytes:
             f"Expected {file.bytes} bytes, came {len(data)}; restore the file from a copy.",
             where=file.key,
         )
-    if checksum(data) != file.crc32c:
+    if checksum(data) != file.crc32:
         raise DamagedStoreError(
-            f"Expected checksum {file.crc32c}, came {checksum(data)}: the file has changed since "
+            f"Expected checksum {file.crc32}, came {checksum(data)}: the file has changed since "
             f"it was written; restore it from a copy.",
             where=file.key,
         )
@@ -147,7 +147,7 @@ def parse_listing(data: bytes, prefix: str) -> tuple[RowLayout, dict[str, DataFi
     """Returns what `files.json` says: the layout and the files by relative key."""
     listing = json.loads(data)
     files = {
-        key: DataFile(key=f"{prefix}/{key}", bytes=size, crc32c=crc)
+        key: DataFile(key=f"{prefix}/{key}", bytes=size, crc32=crc)
         for key, (size, crc) in listing["files"].items()
     }
     return layout_from_json(listing["layout"]), files
