@@ -18,7 +18,7 @@ from learners.inputs import Scaler
 from learners.losses import gaussian_log_prob, masked_mean
 from learners.networks import GaussianPolicy
 from learners.normaliser import Normaliser
-from learners.optimiser import descend, make_adam
+from learners.optimiser import descend, flatten, make_adam
 from learners.settings import LearnerSettings
 from learners.state import adam_state, load_adam_state, load_module_state, module_state
 
@@ -65,7 +65,7 @@ class BC:
         self.generator = torch.Generator().manual_seed(seed)
         sizes = (normaliser.observation_dims, *settings.hidden, normaliser.action_dims)
         self.policy = GaussianPolicy(sizes, self.generator, settings.dropout).to(device)
-        self.adam = make_adam((self.policy.parameters(), settings.learning_rate))
+        self.adam = make_adam((flatten(self.policy.parameters()), settings.learning_rate))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one gradient step on a batch."""

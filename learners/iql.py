@@ -27,7 +27,7 @@ from learners.inputs import Scaler
 from learners.losses import gaussian_log_prob, masked_mean
 from learners.networks import MLP, GaussianPolicy
 from learners.normaliser import Normaliser
-from learners.optimiser import cosine_rate, descend, make_adam, move_target
+from learners.optimiser import cosine_rate, descend, flatten, make_adam, move_target
 from learners.settings import LearnerSettings
 from learners.state import adam_state, load_adam_state, load_module_state, module_state
 
@@ -113,11 +113,12 @@ class IQL:
         self.targets = MLP((states + actions, *hidden, 1), generator, members=2).to(device)
         self.targets.load_state_dict(self.critics.state_dict())
         self.targets.requires_grad_(False)
-        self.moving = list(self.targets.parameters()), list(self.critics.parameters())
-        self.value_adam = make_adam((self.value.parameters(), settings.value_rate))
+        self.flat_critics = flatten(self.critics.parameters())
+        self.flat_targets = flatten(self.targets.parameters())
+        self.value_adam = make_adam((flatten(self.value.parameters()), settings.value_rate))
         self.adam = make_adam(
-            (self.policy.parameters(), settings.policy_rate),
-            (self.critics.parameters(), settings.critic_rate),
+            (flatten(self.policy.parameters()), settings.policy_rate),
+            (self.flat_critics, settings.critic_rate),
         )
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -145,7 +146,7 @@ class IQL:
         critic = critic_loss(self.critics(pairs).squeeze(-1), targets, mask)
         self._decay_policy_rate()
         descend(self.adam, actor + critic)
-        move_target(*self.moving, self.settings.tau)
+        move_target(self.flat_targets, self.flat_critics, self.settings.tau)
         self.updates += 1
         return {
             "value_loss": value,

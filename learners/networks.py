@@ -43,12 +43,15 @@ class MLP(nn.Module):
             stack = [_orthogonal(fan_in, fan_out, generator) for _ in range(members)]
             self.weights.append(nn.Parameter(torch.stack(stack)))  # (E, I, O)
             self.biases.append(nn.Parameter(torch.zeros(members, 1, fan_out)))
+        # Reading a ParameterList takes as long as a small product; these are the same parameters.
+        self._layers = tuple(zip(self.weights, self.biases, strict=True))
+        self._members = members
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps (B, I) to (E, B, O)."""
-        last = len(self.weights) - 1
-        hidden = inputs.expand(len(self.weights[0]), *inputs.shape)
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        last = len(self._layers) - 1
+        hidden = inputs.expand(self._members, *inputs.shape)
+        for index, (weight, bias) in enumerate(self._layers):
             hidden = torch.baddbmm(bias, hidden, weight)
             if index < last:
                 hidden = torch.relu(hidden)

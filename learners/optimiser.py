@@ -1,27 +1,47 @@
-"""Adam, its learning rates, and the slow copy of a target network.
+"""Adam over flat parameters, its learning rates, and the slow copy of a target network.
 
-Fused Adam updates all parameters in one call and the target network moves in one `foreach` call:
-with small networks an update costs mostly calls.
+With small networks an update costs mostly calls. So the parameters of a network are laid end to end
+in one tensor, of which the network's own are views: Adam, clearing gradients and moving a target
+take one call each, however many layers there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 
-def make_adam(*groups: tuple[Iterable[nn.Parameter], float]) -> torch.optim.Adam:
-    """Returns a fused Adam over groups of (parameters, learning rate)."""
-    named = [{"params": list(parameters), "lr": rate} for parameters, rate in groups]
+def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
+    """Lays parameters end to end; they and their gradients become views of the one returned.
+
+    Networks must be on their device before, and stay there.
+    """
+    parts = list(parameters)
+    flat = nn.Parameter(torch.cat([part.detach().reshape(-1) for part in parts]))
+    flat.grad = torch.zeros_like(flat)
+    start = 0
+    for part in parts:
+        stop = start + part.numel()
+        part.data = flat.data[start:stop].view_as(part)
+        # Backward passes add to a gradient that is there in place, so it stays a view.
+        part.grad = flat.grad[start:stop].view_as(part)
+        start = stop
+    return flat
+
+
+def make_adam(*groups: tuple[nn.Parameter, float]) -> torch.optim.Adam:
+    """Returns a fused Adam over pairs of a flat parameter and its learning rate."""
+    named = [{"params": [parameter], "lr": rate} for parameter, rate in groups]
     return torch.optim.Adam(named, fused=True)
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+def descend(optimiser: torch.optim.Adam, loss: Tensor) -> Tensor:
     """Takes one gradient step; returns the loss as a number on its device."""
-    optimiser.zero_grad()
+    for group in optimiser.param_groups:
+        group["params"][0].grad.zero_()
     torch.autograd.backward(loss)
     optimiser.step()
     return loss.detach()
@@ -33,6 +53,6 @@ def cosine_rate(rate: float, step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def move_target(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None:
+def move_target(target: Tensor, source: Tensor, tau: float) -> None:
     """Moves target parameters towards the source: target += tau (source - target)."""
-    torch._foreach_lerp_(list(target), list(source), tau)
+    target.lerp_(source, tau)
