@@ -232,8 +232,10 @@ class _Planner:
             rows=blocks.data_file(layout.episode_rows(name), table),
             blocks=tuple(w.block for w in self._batch.written if w.block.id in used),
         )
-        self._files = (names, part, blocks.data_file(layout.id_index(name), index))
-        return self._files[1], self._files[2]
+        file = blocks.data_file(layout.id_index(name), index)
+        self._catalog.keep_index(file, index)
+        self._files = (names, part, file)
+        return part, file
 
     def _specs(self, state: State, used: set[str]) -> dict[str, DatasetSpec]:
         """Returns the branch's specs as they must be to hold the new blocks."""

@@ -40,7 +40,7 @@ class Catalog:
         self.objects = objects
         self.url = objects.url
         self.document = _open_document(objects, create=create)
-        self.refs = Refs(objects, guard=self._refuse_marked)
+        self.refs = Refs(objects, guard=self._refuse_marked, index=self.id_index)
         self.tables = Recent(KEEP_TABLES)
         """Episode tables of recent versions, by commit id and erasures."""
         self._parsed = Recent(KEEP_FILES)
@@ -83,6 +83,10 @@ class Catalog:
     def id_index(self, file: DataFile) -> np.ndarray:
         """Returns a decoded id index."""
         return self.parsed(file, ids.decode)
+
+    def keep_index(self, file: DataFile, data: bytes) -> None:
+        """Remembers an id index that was just written, which the next append will ask for."""
+        self._parsed.get(file.key, lambda: ids.decode(data))
 
     def erased(self) -> set[int]:
         """Returns the 64-bit id hashes of episodes that were erased for ever."""

@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import ValidationError
 
 from pipeline.store import ids, layout
-from pipeline.store.blocks import check, data_file
+from pipeline.store.blocks import data_file
 from pipeline.store.objects import Objects
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, TransientError
@@ -55,10 +56,23 @@ Plan = Callable[[Commit | None, State], Draft | None]
 class Refs:
     """Commits of all branches of one store, read once and kept: they never change."""
 
-    def __init__(self, objects: Objects, guard: Callable[[Commit], None]) -> None:
-        """Args: where, and what may still refuse a commit just before it is made."""
+    def __init__(
+        self,
+        objects: Objects,
+        *,
+        guard: Callable[[Commit], None],
+        index: Callable[[DataFile], np.ndarray],
+    ) -> None:
+        """Opens the commits of a store.
+
+        Args:
+            objects: where.
+            guard: may still refuse a commit just before it is made.
+            index: reads an id index.
+        """
         self._objects = objects
         self._guard = guard
+        self._index = index
         self._commits: dict[str, Commit] = {}
         self._states: dict[str, State] = {}
         self._heads: dict[str, int] = {}
@@ -138,6 +152,10 @@ class Refs:
         """Returns the head of every branch that is not closed."""
         return {name: head for name, head in self.heads().items() if not head.closed}
 
+    def has_seen(self, branch: str) -> bool:
+        """True if this process knows that the branch has a commit; asks nobody."""
+        return branch in self._heads
+
     # -- writing -------------------------------------------------------------------------------
 
     def publish(
@@ -163,7 +181,11 @@ class Refs:
         jitter = random.Random(run_id)
         deadline = time.monotonic() + RETRY_SECONDS
         for attempt in range(1_000_000):
-            head = self.head(branch)
+            # A head that was seen a moment ago saves a request: if it is no longer the newest, the
+            # number after it is taken, and only then is the newest looked for. Not where a process
+            # may have died after its commit: it would plan again before it finds that.
+            is_fresh = attempt == 0 and base is None
+            head = (self._seen(branch) if is_fresh else None) or self.head(branch)
             number = head.number if head else 0
             base = number if base is None else base
             for own in (self.read(branch, n) for n in range(base + 1, number + 1)):
@@ -226,24 +248,19 @@ class Refs:
         count = ids.mergeable([file.bytes for file in files])
         if not count:
             return files
-        data = b"".join(self._read_file(file) for file in files[-count:])
-        merged = ids.encode(ids.decode(data))
+        merged = ids.encode(np.concatenate([self._index(file) for file in files[-count:]]))
         key = layout.id_index(layout.new_id())
         self._objects.put({key: merged})
         return (*files[:-count], data_file(key, merged))
 
-    def _read_file(self, file: DataFile) -> bytes:
-        try:
-            return check(file, self._objects.read(file.key))
-        except FileNotFoundError:
-            raise DamagedStoreError(
-                "Expected a file that a version refers to, came none; restore it from a copy.",
-                where=file.key,
-            ) from None
-
     def _is_own(self, key: str, commit: Commit) -> bool:
         """True if the commit in the way is ours: its reply was lost, not its race."""
         return _parse(self._objects.read(key), key).id == commit.id
+
+    def _seen(self, branch: str) -> Commit | None:
+        """Returns the newest commit this process knows of."""
+        number = self._heads.get(branch)
+        return self.read(branch, number) if number else None
 
     def _remember(self, commit: Commit) -> None:
         self._heads[commit.branch] = commit.number

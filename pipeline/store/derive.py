@@ -211,7 +211,9 @@ def check_free(catalog: Catalog, name: str, *, taken_by: str) -> None:
         NameTakenError: if the other kind of name is in use.
     """
     if taken_by == "tag":
-        taken = catalog.objects.exists(layout.tag(name))
+        # A branch that is there already has the name to itself.
+        is_known = catalog.refs.has_seen(name)
+        taken = not is_known and catalog.objects.exists(layout.tag(name))
     else:
         taken = catalog.refs.head(name) is not None
     if taken:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
@@ -93,7 +94,7 @@ class FsspecObjects(RemoteObjects):
     def write_all(self, files: Mapping[str, bytes]) -> None:
         """See `RemoteObjects.write_all`."""
         for key, data in files.items():
-            self._typed(key, lambda fs, path, data=data: _write(fs, path, data))
+            self._typed(key, partial(_write, data=data))
 
     def delete(self, key: str) -> None:
         """See `Objects.delete`."""
@@ -147,6 +148,6 @@ class FsspecObjects(RemoteObjects):
         return self._connection[1:]
 
 
-def _write(fs: Any, path: str, data: bytes) -> None:
+def _write(fs: Any, path: str, *, data: bytes) -> None:
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     fs.pipe_file(path, data)
