@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import traceback
 
-import click
 import typer
 
 from pipeline.cli import (
@@ -25,7 +24,6 @@ from pipeline.cli.output import emit, note
 app = typer.Typer(
     name="penstock",
     help="Carries experience to learners: ingest, score, curate, stream, train.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,15 +34,12 @@ for group in (demo, ingest, formats, look, names, measure, curate, maintain, lea
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code (INTERFACES: 0, 1, 2, 3, 4, 5 or 6)."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         code = app(args=given, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show(file=sys.stdout)
-        return 0
-    except click.ClickException as error:
-        return _fail(given, "usage", f"{error.format_message()}", None, 2)
-    except (click.Abort, KeyboardInterrupt):
+    except typer.TyperException as error:
+        return _fail(given, "usage", error.format_message(), None, 2)
+    except (typer.Abort, KeyboardInterrupt):
         note("Interrupted; nothing half-done is visible.")
         return 130
     except BrokenPipeError:

@@ -41,6 +41,8 @@ class Examination:
     """What was found."""
 
     problems: list[Problem] = field(default_factory=list)
+    branches: set[str] = field(default_factory=set)
+    """Branches that show damage."""
     files: int = 0
     """Files read."""
     bytes: int = 0
@@ -86,6 +88,7 @@ def examine(catalog: Catalog) -> Examination:
 def repair(catalog: Catalog) -> list[Repaired]:
     """Appends, to every damaged branch, a commit that shows all that is whole."""
     done = []
+    damaged = examine(catalog).branches
     for branch in sorted(catalog.objects.names(layout.BRANCHES)):
         found = Examination()
         commits = _readable(catalog, branch, found)
@@ -95,6 +98,8 @@ def repair(catalog: Catalog) -> list[Repaired]:
         *_, latest = _states(commits)
         state, lost = _whole(catalog, latest)
         left_out = (*unreadable, *lost)
+        if branch in damaged and not left_out:
+            left_out = ("older versions only, which are damaged",)
         if left_out:
             done.append(_append(catalog, branch, commits, state, left_out))
     return done
@@ -107,7 +112,7 @@ class _Checker:
         self._catalog = catalog
         self._found = found
         self._files: dict[str, str | None] = {}
-        self._parts: set[str] = set()
+        self._parts: dict[str, list[Problem]] = {}
 
     def check(self, state: State, where: str, is_damage: bool = True) -> None:
         """Notes what is wrong with a state; before a repair that is no longer damage."""
@@ -119,11 +124,14 @@ class _Checker:
             if loose is not None:
                 self._say(loose, where, is_damage)
 
-    def part_faults(self, part: Part) -> Iterator[Problem]:
+    def part_faults(self, part: Part) -> list[Problem]:
+        """Returns what is wrong with a part; looked into once."""
         key = f"{part.id} {part.selection.key if part.selection else ''} {part.episodes}"
-        if key in self._parts:
-            return
-        self._parts.add(key)
+        if key not in self._parts:
+            self._parts[key] = list(self._find_part_faults(part))
+        return self._parts[key]
+
+    def _find_part_faults(self, part: Part) -> Iterator[Problem]:
         faults = [self.file_fault(part.rows)]
         if part.selection is not None:
             faults.append(self.file_fault(part.selection))
@@ -188,10 +196,17 @@ class _Checker:
             yield score_set.model
 
     def _say(self, problem: Problem, where: str, is_damage: bool) -> None:
-        known = {(p.code, p.where) for p in self._found.problems}
-        if (problem.code, problem.where) not in known:
-            said = f"{problem.message} Seen in {where}."
-            self._found.problems.append(Problem(problem.code, problem.where, said, is_damage))
+        """Notes a problem once; damage, if any version that shows it has not been repaired."""
+        if is_damage and ":" in where:
+            self._found.branches.add(where.partition(":")[0])
+        said = f"{problem.message} Seen in {where}."
+        noted = Problem(problem.code, problem.where, said, is_damage)
+        for index, known in enumerate(self._found.problems):
+            if (known.code, known.where) == (noted.code, noted.where):
+                if is_damage and not known.is_damage:
+                    self._found.problems[index] = noted
+                return
+        self._found.problems.append(noted)
 
 
 def _readable(catalog: Catalog, branch: str, found: Examination) -> list[Commit | None]:
@@ -252,7 +267,7 @@ def _whole(catalog: Catalog, state: State) -> tuple[State, list[str]]:
     left_out: list[str] = []
     parts = []
     for part in state.parts:
-        faults = list(checker.part_faults(part))
+        faults = checker.part_faults(part)
         kept = _without_bad_blocks(catalog, checker, part) if faults else part
         lost = part.episodes - (kept.episodes if kept else 0)
         if faults:
