@@ -47,8 +47,9 @@ def read_ipc(path: Path) -> pa.Table:
                     where=str(path),
                 )
         table = pa.ipc.open_stream(stream).read_all()
+        _check_names(table.schema)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, struct.error) as error:
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
         raise _damaged(path, error) from error
     return table
 
@@ -73,10 +74,20 @@ def read_parquet(path: Path) -> pa.Table:
                     where=str(path),
                 )
             table = file.read(use_threads=False)
+        _check_names(table.schema)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     return table
+
+
+def _check_names(fields: pa.Schema | pa.DataType) -> None:
+    """Fails with ValueError on a name that is no text, before anyone asks for it."""
+    for index in range(len(fields) if isinstance(fields, pa.Schema) else fields.num_fields):
+        field = fields.field(index)
+        if not field.name.isprintable():
+            raise ValueError(f"the name {field.name!r}")
+        _check_names(field.type)
 
 
 def _width(kind: pa.DataType) -> int:

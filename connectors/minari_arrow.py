@@ -53,6 +53,12 @@ def read_records(dataset: Dataset, start: int, stop: int) -> Iterator[Record | E
             yield fault
         except SourceError as error:
             yield EpisodeError(error.message, code="unreadable", where=error.where)
+        except pa.ArrowException as error:  # parts of one episode that do not fit together
+            yield EpisodeError(
+                f"Expected parts of one kind in {folder}, came others: {error}.",
+                code="unreadable",
+                where=str(folder),
+            )
 
 
 def write_record(folder: Path, index: int, storage: str, record: Record) -> None:
@@ -99,9 +105,9 @@ def _read_record(dataset: Dataset, folder: Path) -> Record:
     table = pa.concat_tables([reader(part) for part in parts])
 
     def column(name: str) -> pa.Array:
-        if name not in table.column_names:
+        if table.column_names.count(name) != 1:
             raise SourceError(
-                f"Expected a column {name!r} in {folder}, there is "
+                f"Expected one column {name!r} in {folder}, there is "
                 f"{', '.join(table.column_names)}.",
                 where=str(folder),
             )

@@ -75,7 +75,7 @@ def _facts() -> st.SearchStrategy[dict[str, Any]]:
             | st.datetimes(
                 dt.datetime(1990, 1, 1),
                 dt.datetime(2100, 1, 1),
-                timezones=st.just(dt.UTC),  # noqa: DTZ001
+                timezones=st.just(dt.UTC),
             ),
             "columns": st.dictionaries(st.sampled_from(("operator", "sigma", "x")), scalars),
         }

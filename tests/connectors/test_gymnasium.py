@@ -116,7 +116,7 @@ def test_as_a_source() -> None:
 )
 def test_unknown_environments_name_the_nearest(name: str) -> None:
     for attempt in (make_environment, SOURCE.discover):
-        with pytest.raises(UnknownNameError, match="did you mean.*'Pendulum-v1'"):
+        with pytest.raises(UnknownNameError, match=r"did you mean.*'Pendulum-v1'"):
             attempt(name)
 
 

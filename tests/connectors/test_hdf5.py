@@ -187,9 +187,9 @@ def test_many_rows_that_share_one_value_are_counted(path: Path) -> None:
         data = file.create_dataset("x", (64,), h5py.vlen_dtype(np.uint8))
         for row in range(64):
             data[row] = np.zeros(1000, np.uint8)
-    with open_hdf5(path, Limits(free_bytes=2000)) as root:
-        with pytest.raises(SourceError, match="more than its share"):
-            list(root.array("x").items())
+    limits = Limits(free_bytes=2000)
+    with open_hdf5(path, limits) as root, pytest.raises(SourceError, match="more than its share"):
+        list(root.array("x").items())
     with open_hdf5(path) as root:
         assert [len(item) for item in root.array("x").items()] == [1000] * 64
 
@@ -218,9 +218,9 @@ def test_attributes_that_claim_too_much(path: Path) -> None:
     with h5py.File(path, "w", libver="latest") as file:
         file.attrs["big"] = np.zeros(4000)
         file.attrs["many"] = ["text"] * 50
-    with open_hdf5(path, Limits(attribute_bytes=1000)) as root:
-        with pytest.raises(SourceError, match="'big'"):
-            root.attributes()
+    limits = Limits(attribute_bytes=1000)
+    with open_hdf5(path, limits) as root, pytest.raises(SourceError, match="'big'"):
+        root.attributes()
     with open_hdf5(path, Limits(texts=20)) as root:
         with pytest.raises(SourceError, match="'many'"):
             root.attributes()

@@ -124,9 +124,13 @@ def test_a_new_dataset_appears_whole_or_not_at_all(tmp_path: Path, kind: str) ->
         draft.write_text("all of it")
         assert not target.exists()
 
-    with pytest.raises(ZeroDivisionError), new_dataset(str(target)) as draft:
-        fill(draft)
-        raise ZeroDivisionError
+    def fail() -> None:
+        with new_dataset(str(target)) as draft:
+            fill(draft)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(target.parent.iterdir()) == []
     with new_dataset(str(target)) as draft:
         fill(draft)
@@ -137,9 +141,14 @@ def test_a_new_dataset_appears_whole_or_not_at_all(tmp_path: Path, kind: str) ->
 
 def test_a_target_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "x"
-    with pytest.raises(UsageError, match="exists already"), new_dataset(str(target)) as draft:
-        draft.write_text("late")
-        target.write_text("first")
+
+    def lose() -> None:
+        with new_dataset(str(target)) as draft:
+            draft.write_text("late")
+            target.write_text("first")
+
+    with pytest.raises(UsageError, match="exists already"):
+        lose()
     assert target.read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -81,7 +81,7 @@ def test_unknown_formats_name_the_nearest() -> None:
 
 
 def test_a_format_that_is_not_written_says_which_are() -> None:
-    with pytest.raises(UsageError, match="can be written.*d4rl, minari"):
+    with pytest.raises(UsageError, match=r"can be written.*d4rl, minari"):
         registry.sink("robomimic")
 
 
@@ -90,7 +90,7 @@ def test_plugins_are_found(plugin: None) -> None:
     assert registry.sink("toy_out").write([], "x", {}) == 0
     with pytest.raises(UsageError, match="can be written"):
         registry.sink("toy")
-    with pytest.raises(UsageError, match="can be read.*toy"):
+    with pytest.raises(UsageError, match=r"can be read.*toy"):
         registry.source("toy_out")
     assert registry.parse("toy:some where") == ("toy", "some where")
     listed = registry.formats()

@@ -183,7 +183,7 @@ def test_faults_spare_the_neighbours(path: Path, changes: dict[str, Any], code: 
 
 def test_what_is_no_robomimic_file(path: Path, tmp_path: Path) -> None:
     check_missing(SOURCE, tmp_path)
-    with pytest.raises(SourceError, match="group 'data'.* there is x"):
+    with pytest.raises(SourceError, match=r"group 'data'.* there is x"):
         SOURCE.discover(write_hdf5(path, {"x": np.arange(3)}))
     write_robomimic(path, {"demo_0": demo(200)})
     path.write_bytes(path.read_bytes()[:-500])

@@ -1,5 +1,4 @@
-"""Every sink against the source of its format: what comes back is what was written, apart from
-the losses that the sink declares."""
+"""Every sink against the source of its format: all comes back but the losses it declares."""
 
 from __future__ import annotations
 
