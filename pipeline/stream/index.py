@@ -79,19 +79,14 @@ def transition_index(
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     positions = np.repeat(starts, count) + within
     is_shifted = len(shift) > 0 and bool((shift == shift[0]).all())
-    table = positions
-    if not is_shifted:
-        table = np.stack([positions, positions + np.repeat(shift, count)], axis=1)
+    rows = positions + np.repeat(shift, count)
+    table = positions if is_shifted else np.stack([positions, rows], axis=1)
+    # 32 bits where they suffice for all that is computed from the table.
+    is_small = max(positions.max(initial=0), rows.max(initial=0)) < 2**31
     return TransitionIndex(
-        table=_narrow(table),
+        table=table.astype(np.int32) if is_small else table,
         shift=int(shift[0]) if is_shifted else None,
         starts=starts,
         episode_ids=index.episode_ids[kept],
         left_out=int(((index.length > 0) & ~is_whole)[kept].sum()),
     )
-
-
-def _narrow(numbers: np.ndarray) -> np.ndarray:
-    """32 bits where they suffice."""
-    fits = not numbers.size or int(numbers.max()) < 2**31
-    return numbers.astype(np.int32) if fits else numbers

@@ -66,8 +66,8 @@ class Mixture:
         members = list(_members(sources, flags))
         self.streams = [stream for stream, _, _ in members]
         self._flags = [flag for _, _, flag in members]
-        self._shares = Shares([weight for _, weight, _ in members], batch_size)
         self.config = _joint_config(self.streams, batch_size, seed)
+        self._shares = Shares([weight for _, weight, _ in members], batch_size)
         # The streams' own positions and histories stay theirs.
         self._feeds = [stream.feed.fork(stream.step) for stream in self.streams]
         self._samplers = [sampler_named(stream.config.sampler) for stream in self.streams]

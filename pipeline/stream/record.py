@@ -8,9 +8,12 @@ field is a view into what was gathered.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -37,6 +40,14 @@ class RecordField:
     source_dtype: str
     """As it is in the store."""
 
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes between neighbours along each axis of the field."""
+        sizes = itertools.accumulate(
+            self.shape[:0:-1], operator.mul, initial=np.dtype(self.dtype).itemsize
+        )
+        return tuple(sizes)[::-1][: len(self.shape)]
+
 
 @dataclass(frozen=True)
 class RecordLayout:
@@ -57,9 +68,23 @@ class RecordLayout:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def by_name(self) -> dict[str, RecordField]:
+        """The fields by full name."""
+        return {field.name: field for field in self.fields}
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Full names of the fields of each group, such as `observations`."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.by_name:
+            root = name.split("/", 1)[0]
+            found[root] = (*found.get(root, ()), name)
+        return found
+
     def names(self, root: str) -> tuple[str, ...]:
-        """Full names of the fields of a group, such as `observations`."""
-        return tuple(f.name for f in self.fields if f.name.split("/", 1)[0] == root)
+        """Full names of the fields of one group."""
+        return self.groups.get(root, ())
 
     def view(self, records: np.ndarray, name: str, ahead: int = 0) -> np.ndarray:
         """Returns one field of gathered records without a copy.
@@ -72,17 +97,16 @@ class RecordLayout:
         Returns:
             (..., *shape) of the field's dtype.
         """
-        field = next(field for field in self.fields if field.name == name)
-        dtype = np.dtype(field.dtype)
-        inner = np.empty(field.shape, dtype).strides if 0 not in field.shape else None
-        if inner is None:
-            return np.empty((*records.shape[:-2], *field.shape), dtype)
+        field = self.by_name[name]
+        shape = (*records.shape[:-2], *field.shape)
+        if 0 in shape:
+            return np.empty(shape, field.dtype)
         return np.ndarray(
-            (*records.shape[:-2], *field.shape),
-            dtype,
+            shape,
+            field.dtype,
             buffer=records,
             offset=ahead * self.size + field.offset,
-            strides=(*records.strides[:-2], *inner),
+            strides=(*records.strides[:-2], *field.strides),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -34,3 +35,40 @@ def splitter(device: str) -> Callable[[np.ndarray], Sequence[torch.Tensor]]:
         return tensor.unbind(0)
 
     return split
+
+
+def window_gather(
+    records: np.ndarray, batch_size: int, steps: int, read: Sequence[tuple[int, int, int]]
+) -> Callable[[], object]:
+    """Returns what makes batches of random (row, next row) windows by `torch.index_select`.
+
+    The physical ceiling of `pipeline.stream.bench`: no plan, no index, no resume.
+
+    Args:
+        records: (rows, words) int32.
+        batch_size: rows of a batch.
+        steps: batches gathered at once.
+        read: first word, number of words and record (0 or 1) of each array that is sliced.
+    """
+    torch.set_num_threads(1)
+    rows, words = records.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the map is read-only, and only read here
+        matrix = torch.from_numpy(records)
+    windows = matrix.as_strided((rows - 1, 2 * words), (words, 1))
+    buffer = torch.empty(steps * batch_size, 2 * words, dtype=torch.int32)
+    ready: list[object] = []
+
+    def batch() -> object:
+        if not ready:
+            drawn = torch.randint(rows - 1, (steps * batch_size,))
+            torch.index_select(windows, 0, drawn, out=buffer)
+            taken = buffer.view(torch.float32).view(steps, batch_size, 2, words)
+            views = [
+                taken[:, :, record, first : first + count].unbind(0)
+                for first, count, record in read
+            ]
+            ready.extend(zip(*views, strict=True))
+        return ready.pop()
+
+    return batch

@@ -206,7 +206,7 @@ def test_states_of_other_mixtures_are_refused(store: Store, online: Store) -> No
 
 
 def test_streams_of_different_form_are_refused(store: Store, online: Store) -> None:
-    with pytest.raises(UsageError, match="'actions' as float32.* and absent"):
+    with pytest.raises(UsageError, match=r"'actions' as float32.* and absent"):
         Mixture(
             [(stream(store.version()), 1), (stream(online.version(), fields=["observations"]), 1)]
         )
