@@ -15,20 +15,28 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="stream")] = "stream",
+    what: Annotated[str, typer.Argument(help="stream or store")] = "stream",
     rows: Annotated[int, typer.Option("--rows", min=10_000)] = 1_000_000,
+    commits: Annotated[int, typer.Option("--commits", min=10, help="Of the store.")] = 1_000,
     json: Json = False,
 ) -> None:
-    from pipeline.stream.bench import bench_stream
     from schemas.errors import UnknownNameError, suggest
 
-    if what != "stream":
-        raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, ['stream'])}")
-    result = bench_stream(rows=rows)
+    if what == "stream":
+        from pipeline.stream.bench import bench_stream
+
+        result = bench_stream(rows=rows)
+        shown = [(r["name"], r["batches_per_cpu_second"], r["ratio"]) for r in result["results"]]
+        columns: tuple[str, ...] = ("what", "batches per CPU second", "of the ceiling")
+    elif what == "store":
+        from pipeline.store.bench import bench_store
+
+        result = bench_store(commits=commits, rows=rows)
+        shown, columns = list(result.items()), ("what", "value")
+    else:
+        known = ("stream", "store")
+        raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
     if json:
         emit(result)
-        return
-    table(
-        ("what", "batches per CPU second", "of the ceiling"),
-        [(r["name"], r["batches_per_cpu_second"], r["ratio"]) for r in result["results"]],
-    )
+    else:
+        table(columns, shown)
