@@ -82,7 +82,7 @@ def transition_index(
     rows = positions + np.repeat(shift, count)
     table = positions if is_shifted else np.stack([positions, rows], axis=1)
     # 32 bits where they suffice for all that is computed from the table.
-    is_small = max(positions.max(initial=0), rows.max(initial=0)) < 2**31
+    is_small = max(part.max(initial=0) for part in (positions, rows, shift)) < 2**31
     return TransitionIndex(
         table=table.astype(np.int32) if is_small else table,
         shift=int(shift[0]) if is_shifted else None,
