@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,13 +26,16 @@ def bench(
         from pipeline.stream.bench import bench_stream
 
         result = bench_stream(rows=rows)
-        shown = [(r["name"], r["batches_per_cpu_second"], r["ratio"]) for r in result["results"]]
+        shown: list[tuple[Any, ...]] = [
+            (r["name"], r["batches_per_cpu_second"], r["ratio"]) for r in result["results"]
+        ]
         columns: tuple[str, ...] = ("what", "batches per CPU second", "of the ceiling")
     elif what == "store":
         from pipeline.store.bench import bench_store
 
         result = bench_store(commits=commits, rows=rows)
-        shown, columns = list(result.items()), ("what", "value")
+        shown = [*result.items()]
+        columns = ("what", "value")
     else:
         known = ("stream", "store")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
