@@ -33,6 +33,12 @@ class Follower(Protocol):
 class Stream:
     """Minibatches of a version, endlessly; what iterates can stop and resume exactly.
 
+    A batch is a mapping: `observations, actions, rewards, next_observations, terminated,
+    truncated, discounts, mask, indices`, rows first. Fields that the spec lacks are absent; where
+    only some episodes lack actions or rewards, those rows are NaN (0 for integers) and
+    `actions_mask` or `rewards_mask` is 0 there. After a terminated step the discount is 0 and the
+    next observation is one that nothing should read.
+
     Every argument but the first is a setting of `schemas.stream.StreamConfig`.
 
     Args:
