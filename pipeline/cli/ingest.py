@@ -10,7 +10,7 @@ import typer
 from pipeline.cli.output import Json, emit, note, say, size
 
 if TYPE_CHECKING:
-    from pipeline.jobs.ingest import IngestReport
+    from pipeline.jobs.report import IngestReport
 
 Sources = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, or FORMAT:WHERE.")

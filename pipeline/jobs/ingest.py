@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import json
-import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,11 @@ import numpy as np
 from connectors import registry
 from connectors.base import Found, Listing, Unit
 from pipeline.jobs import progress
+from pipeline.jobs.report import IngestReport, report_of
 from pipeline.steps.name import episode_ids, qualified
 from pipeline.steps.validate import fault_of
 from pipeline.store import derive, ids, layout
-from pipeline.store.append import Batch, Outcome, Refusal, commit_batch
+from pipeline.store.append import Batch, Refusal, commit_batch
 from pipeline.store.store import Store, open_store
 from pipeline.store.writer import WrittenBlock, write_blocks
 from schemas.episode import Episode
@@ -66,30 +65,9 @@ class UnitOutcome:
     work: Work
     read: tuple[Read, ...] = ()
     written: tuple[WrittenBlock, ...] = ()
-    refusals: tuple[tuple[int, Refusal], ...] = ()
-    """With their positions."""
+    refusals: tuple[Refusal, ...] = ()
     failure: PenstockError | None = None
     """Why the whole source cannot be trusted."""
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """The outcome of a job, as `penstock ingest --json` prints it."""
-
-    version: str | None
-    number: int | None
-    branch: str
-    episodes_added: int
-    episodes_known: int
-    episodes_changed: int
-    episodes_replaced: int
-    episodes_quarantined: int
-    steps_added: int
-    bytes_written: int
-    seconds: float
-    reasons: dict[str, int] = field(default_factory=dict)
-    guesses: tuple[str, ...] = ()
-    dry_run: bool = False
 
 
 # -- the steps -----------------------------------------------------------------------------------
@@ -127,10 +105,10 @@ def load_unit(work: Work) -> UnitOutcome:
     A source that turns out to be unreadable is an outcome, not an exception, so that every engine
     carries its reason home.
     """
-    unread: list[tuple[Found, EpisodeRow | None]] = []
-    refusals: list[tuple[int, Refusal]] = []
+    read: list[Read] = []
+    refusals: list[Refusal] = []
     try:
-        candidates = _candidates(work, unread, refusals)
+        candidates = _candidates(work, read, refusals)
         if work.job.dry_run:
             written: tuple[WrittenBlock, ...] = ()
             for _ in candidates:
@@ -140,13 +118,8 @@ def load_unit(work: Work) -> UnitOutcome:
     except PenstockError as error:
         return UnitOutcome(work, failure=error)
     placed = {row.facts["source_key"]: row for block in written for row in block.rows}
-    read = tuple(
-        Read(found.position, qualified(work.namespace, found.native_id), placed.get(key, row))
-        for found, row in unread
-        if row is not None
-        for key in (row.facts["source_key"],)
-    )
-    return UnitOutcome(work, read, written, tuple(refusals))
+    found = (replace(one, row=placed.get(one.row.facts["source_key"], one.row)) for one in read)
+    return UnitOutcome(work, tuple(found), written, tuple(refusals))
 
 
 def finish(
@@ -168,9 +141,9 @@ def finish(
         if outcome.failure is not None:
             raise outcome.failure
     rows = _named(job, ordered)
-    refusals = [refusal for outcome in ordered for _, refusal in sorted_refusals(outcome)]
+    refusals = [refusal for outcome in ordered for refusal in outcome.refusals]
     if job.dry_run:
-        return _report(job, listings, None, rows, refusals, started)
+        return report_of(job, listings, None, None, refusals, started)
     store = _store(job.into)
     ordered, rows = _write_missing(store, job, ordered, rows)
     batch = Batch(
@@ -185,7 +158,8 @@ def finish(
     )
     if job.tag is not None:
         store.tag(job.tag, job.branch)
-    return _report(job, listings, committed, rows, refusals, started)
+    shown = committed.commit or store.catalog.refs.head(job.branch)
+    return report_of(job, listings, committed, shown, committed.refusals, started)
 
 
 def prepare(job: IngestJob) -> list[Listing]:
@@ -222,9 +196,7 @@ def _namespace(job: IngestJob, listing: Listing) -> str | None:
 
 
 def _candidates(
-    work: Work,
-    unread: list[tuple[Found, EpisodeRow | None]],
-    refusals: list[tuple[int, Refusal]],
+    work: Work, read: list[Read], refusals: list[Refusal]
 ) -> Iterator[tuple[Episode, EpisodeRow]]:
     """Yields the unit's episodes that must be written; notes every episode on the way."""
     limit = work.job.max_episodes
@@ -239,12 +211,13 @@ def _candidates(
             episode = episode.replace(source=_source_name(work, episode), source_key=key)
             fault = fault_of(episode)
         if fault is not None or episode is None:
-            refusals.append((found.position, _refusal(work, found, key, fault)))
+            refusals.append(_refusal(work, found, key, fault))
             continue
         row = episode_row(episode)
-        unread.append((found, row))
+        native = qualified(work.namespace, found.native_id)
+        read.append(Read(found.position, native, row))
         progress.advance(work.job.run_id, 1, episode.length)
-        if seen.should_write(found, row):
+        if seen.should_write(read[-1]):
             yield episode, row
 
 
@@ -261,14 +234,14 @@ class _Seen:
                 known = catalog.refs.state(head).known
                 self._indexes = [catalog.id_index(file) for file in known]
 
-    def should_write(self, found: Found, row: EpisodeRow) -> bool:
+    def should_write(self, read: Read) -> bool:
         if self._work.only is not None:
-            return found.position in self._work.only
+            return read.position in self._work.only
         # An episode named by content gets its count when all units are in: its first name tells
         # whether the content is known at all.
-        native = qualified(self._work.namespace, found.native_id)
-        name = native or content_id(row.digest, 0)
-        seen = ids.classify(self._indexes, ids.keys([(name, row.digest)]))
+        digest = read.row.digest
+        name = read.native or content_id(digest, 0)
+        seen = ids.classify(self._indexes, ids.keys([(name, digest)]))
         return bool(seen[0] == ids.Seen.NEW)
 
 
@@ -313,11 +286,6 @@ def _write_missing(
     return [*ordered, *again], filled
 
 
-def sorted_refusals(outcome: UnitOutcome) -> list[tuple[int, Refusal]]:
-    """Returns a unit's refusals in the order of its dataset."""
-    return sorted(outcome.refusals, key=lambda pair: pair[0])
-
-
 def _refusal(work: Work, found: Found, key: str, fault: EpisodeError | None) -> Refusal:
     code = fault.code if fault else "unreadable"
     message = fault.message if fault else "The episode could not be read."
@@ -351,41 +319,3 @@ def _source_state(listing: Listing) -> SourceState:
 def _message(listings: Sequence[Listing], rows: Sequence[EpisodeRow]) -> str:
     names = ", ".join(listing.identity or listing.where for listing in listings)
     return f"ingest {names} ({len(rows)} episodes)"
-
-
-def _report(
-    job: IngestJob,
-    listings: Sequence[Listing],
-    committed: Outcome | None,
-    rows: Sequence[EpisodeRow],
-    refusals: Sequence[Refusal],
-    started: float,
-) -> IngestReport:
-    commit = committed.commit if committed else None
-    added = committed.added if committed else ()
-    refused = committed.refusals if committed else tuple(refusals)
-    changed = sum(refusal.code == "id_conflict" for refusal in refused)
-    head = commit
-    if committed is not None and head is None:
-        head = _store(job.into).catalog.refs.head(job.branch)
-    fresh = [op for op in commit.operations if op.op == "append"] if commit else []
-    return IngestReport(
-        version=head.id if head else None,
-        number=head.number if head else None,
-        branch=job.branch,
-        episodes_added=len(added),
-        episodes_known=committed.known if committed else 0,
-        episodes_changed=changed,
-        episodes_replaced=0,
-        episodes_quarantined=len(refused),
-        steps_added=sum(row.length for row in added),
-        bytes_written=sum(
-            part.rows.bytes + sum(block.bytes for block in part.blocks)
-            for operation in fresh
-            for part in operation.parts
-        ),
-        seconds=round(time.time() - started, 3),
-        reasons=dict(Counter(refusal.code for refusal in refused)),
-        guesses=tuple(dict.fromkeys(g for listing in listings for g in listing.guesses)),
-        dry_run=job.dry_run,
-    )

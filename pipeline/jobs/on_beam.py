@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 from connectors.base import Listing  # noqa: E402
 from pipeline.jobs import ingest, progress, records  # noqa: E402
 from pipeline.jobs.progress import Listener  # noqa: E402
+from pipeline.jobs.report import IngestReport  # noqa: E402
 from schemas.errors import PenstockError, UsageError  # noqa: E402
 from schemas.jobs import IngestJob  # noqa: E402
 
@@ -34,7 +35,7 @@ def run_ingest(
     runner: str = IN_PROCESS,
     options: Sequence[str] = (),
     listener: Listener | None = None,
-) -> ingest.IngestReport:
+) -> IngestReport:
     """Runs an ingest job as a Beam pipeline and returns its report.
 
     Args:

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.jobs.ingest import IngestReport
+from pipeline.jobs.report import IngestReport
 from pipeline.store import layout
 from pipeline.store.store import open_store
 from schemas.errors import PenstockError, TransientError
