@@ -2,8 +2,8 @@
 
 It balances the double pendulum of `InvertedDoublePendulum-v5` on its cart with linear feedback, and
 has one deliberate flaw: its gain on the cart's position has the wrong sign. It holds the poles up
-well, steers the cart away from the middle, and drops them after some 170 of 1000 steps, at a sixth
-of the return that is possible. What it does in each state is worth imitating but for that flaw, and
+well but steers the cart away from the middle, and drops them after about a hundred of 1000 steps,
+at a tenth of the return that is possible. All it does is worth imitating but for that flaw, and
 noise of known size on its actions makes demonstrations of known quality.
 """
 
@@ -26,7 +26,7 @@ from -1 to 1."""
 SOUND_GAINS = (0.28888, 1.69608, 7.22223, 0.37971, 1.03292, 1.07675)
 
 
-FLAW = -0.5
+FLAW = -1.0
 """Factor on the gain on cart position."""
 
 
