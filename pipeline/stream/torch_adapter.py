@@ -38,17 +38,20 @@ def splitter(device: str) -> Callable[[np.ndarray], Sequence[torch.Tensor]]:
 
 
 def window_gather(
-    records: np.ndarray, batch_size: int, steps: int, read: Sequence[tuple[int, int, int]]
+    records: np.ndarray,
+    anchors: np.ndarray,
+    shape: tuple[int, int],
+    read: Sequence[tuple[int, int, int]],
 ) -> Callable[[], object]:
     """Returns what makes batches of random (row, next row) windows by `torch.index_select`.
 
-    The physical ceiling of `pipeline.stream.bench`: no plan, no index, no resume.
+    The physical ceiling of `pipeline.stream.bench`: no plan, no provenance, no resume.
 
     Args:
         records: (rows, words) int32.
-        batch_size: rows of a batch.
-        steps: batches gathered at once.
-        read: first word, number of words and record (0 or 1) of each array that is sliced.
+        anchors: (N,) int64, rows that have a next one.
+        shape: batches gathered at once, and rows of a batch.
+        read: first word, number of words and record (0 or 1) of each array that is cut.
     """
     torch.set_num_threads(1)
     rows, words = records.shape
@@ -56,14 +59,15 @@ def window_gather(
         warnings.simplefilter("ignore", UserWarning)  # the map is read-only, and only read here
         matrix = torch.from_numpy(records)
     windows = matrix.as_strided((rows - 1, 2 * words), (words, 1))
-    buffer = torch.empty(steps * batch_size, 2 * words, dtype=torch.int32)
+    table = torch.from_numpy(anchors)
+    buffer = torch.empty(shape[0] * shape[1], 2 * words, dtype=torch.int32)
     ready: list[object] = []
 
     def batch() -> object:
         if not ready:
-            drawn = torch.randint(rows - 1, (steps * batch_size,))
+            drawn = table.index_select(0, torch.randint(len(table), (len(buffer),)))
             torch.index_select(windows, 0, drawn, out=buffer)
-            taken = buffer.view(torch.float32).view(steps, batch_size, 2, words)
+            taken = buffer.view(torch.float32).view(*shape, 2, words)
             views = [
                 taken[:, :, record, first : first + count].unbind(0)
                 for first, count, record in read

@@ -11,7 +11,7 @@ from pipeline.stream.bench import bench_stream
 
 def test_the_benchmark_reports_streams_beside_their_ceilings() -> None:
     pytest.importorskip("torch")
-    report = bench_stream(rows=3_000, batch_size=16, batches=130, rounds=1)
+    report = bench_stream(rows=3_000, batch_size=16, batches=130, rounds=2)
     assert json.loads(json.dumps(report)) == report
     ratios = {entry["name"]: entry["ratio"] for entry in report["results"]}
     assert ratios["numpy.take ceiling"] == ratios["torch.index_select ceiling"] == 1
