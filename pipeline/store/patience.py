@@ -24,7 +24,7 @@ class Patience:
 
     async def ask(
         self, request: Callable[[], Awaitable[T]], passes: Callable[[Exception], bool], where: str
-    ) -> tuple[T, int]:
+    ) -> T:
         """Makes a request until it is answered.
 
         Args:
@@ -32,23 +32,21 @@ class Patience:
             passes: True for an error that a later try may not meet.
             where: the object, for the error.
 
-        Returns:
-            The answer, and how many tries went unanswered before: each may have had its effect.
-
         Raises:
-            TransientError: if no try was answered.
+            TransientError: if no try was answered; any of them may have had its effect.
         """
         jitter = random.Random()
         for failed in range(self.tries):
             try:
-                return await request(), failed
+                return await request()
             except Exception as error:
                 if not passes(error):
                     raise
                 last = error
             # Waits are drawn from the whole range: writers that collided do not meet again.
             await asyncio.sleep(jitter.uniform(0, min(self.longest, self.first * 2**failed)))
+        said = str(last.__cause__ or last) or type(last).__name__
         raise TransientError(
-            f"Expected an answer, came none in {self.tries} tries ({last}); run it again later.",
+            f"Expected an answer, came none in {self.tries} tries ({said}); run it again later.",
             where=where,
         ) from last

@@ -108,11 +108,14 @@ class S3Objects(RemoteObjects):
 
     def create(self, key: str, data: bytes) -> bool:
         """See `RemoteObjects.create`."""
-        created, unanswered = self._run(lambda fs: self._create(fs, key, data))
-        if not created and unanswered:
-            # Perhaps it is ours: the request that went unanswered may have been the one that won.
+        if self._run(lambda fs: self._create(fs, key, data)):
+            return True
+        # Perhaps it is ours: an earlier try that went unanswered may have been the one that won.
+        # (We need not know of that try: aiohttp repeats a PUT by itself when a connection breaks.)
+        try:
             return self.read(key) == data
-        return created
+        except FileNotFoundError:
+            return False
 
     def write_all(self, files: Mapping[str, bytes]) -> None:
         """See `RemoteObjects.write_all`."""
@@ -131,9 +134,9 @@ class S3Objects(RemoteObjects):
                 data: bytes = await body.read()
                 return data
 
-        return (await self._ask("get_object", key, once))[0]
+        return await self._ask("get_object", key, once)
 
-    async def _create(self, fs: S3FileSystem, key: str, data: bytes) -> tuple[bool, int]:
+    async def _create(self, fs: S3FileSystem, key: str, data: bytes) -> bool:
         async def once() -> bool:
             try:
                 await fs._call_s3("put_object", **self._named(key), Body=data, IfNoneMatch="*")
@@ -174,7 +177,7 @@ class S3Objects(RemoteObjects):
             answer: dict[str, Any] = await fs._call_s3(request, **self._named(key))
             return answer
 
-        return (await self._ask(request, key, once))[0]
+        return await self._ask(request, key, once)
 
     def _pages(self, prefix: str, **arguments: str) -> Iterator[dict[str, Any]]:
         """Yields the pages of a listing."""
@@ -192,9 +195,9 @@ class S3Objects(RemoteObjects):
             return page
 
         below = asked["Prefix"].removeprefix(self._folder)
-        return (await self._ask("list_objects_v2", below, once))[0]
+        return await self._ask("list_objects_v2", below, once)
 
-    async def _ask(self, request: str, key: str, once: Callable[[], Awaitable[T]]) -> tuple[T, int]:
+    async def _ask(self, request: str, key: str, once: Callable[[], Awaitable[T]]) -> T:
         where = self._where(key)
         try:
             return await self._patience.ask(once, answers.is_passing, where)
