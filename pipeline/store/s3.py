@@ -25,7 +25,7 @@ from pipeline.store import answers, layout
 from pipeline.store.objects import Entry
 from pipeline.store.patience import Patience
 from pipeline.store.remote import RemoteObjects
-from schemas.errors import ConditionalWritesError, PenstockError, UntrustedError
+from schemas.errors import ConditionalWritesError, PenstockError, UntrustedError, UsageError
 
 T = TypeVar("T")
 PART_BYTES = 64 << 20
@@ -238,6 +238,10 @@ class S3Objects(RemoteObjects):
     def _connect(self) -> S3FileSystem:
         try:
             return connect(self._options)
+        except TypeError as error:
+            raise UsageError(
+                f"Expected storage_options that s3fs knows, came others: {error}.", where=self.url
+            ) from error
         except Exception as error:
             refusal = answers.refusal(error, "connect", self.url)
             if refusal is None:

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 from pipeline.store import layout
-from schemas.errors import AccessDeniedError, ConditionalWritesError, TransientError
+from schemas.errors import ConditionalWritesError, PenstockError
 
 _PROVEN: set[str] = set()
 """Places that this process has seen refuse a second creation."""
@@ -97,6 +97,6 @@ def _fault_of(place: Place) -> str | None:
         return error.message
     finally:
         # A leftover is a few bytes below `probes/`, which nothing reads.
-        with contextlib.suppress(AccessDeniedError, TransientError):
+        with contextlib.suppress(PenstockError):
             place.delete(key)
     return None
