@@ -97,18 +97,19 @@ def data_folder(where: str) -> Path | None:
 
 
 def open_dataset(where: str) -> Dataset:
-    """Reads and checks a dataset's metadata.
+    """Reads and checks the metadata of a dataset, given its path or its id.
 
     Raises:
         NotFoundError: if there is nothing at `where`.
         SourceError: if there is no Minari dataset, or its metadata cannot be trusted.
     """
-    if not Path(where).exists():
-        raise NotFoundError(f"Expected a Minari dataset, there is nothing at {where}.", where=where)
-    folder = data_folder(where)
+    place = locate(where)
+    if not Path(place).exists():
+        raise NotFoundError(f"Expected a Minari dataset, there is nothing at {place}.", where=where)
+    folder = data_folder(place)
     if folder is None:
         raise SourceError(
-            f"Expected a Minari dataset, {where} has no data/{METADATA_FILE}.", where=where
+            f"Expected a Minari dataset, {place} has no data/{METADATA_FILE}.", where=where
         )
     metadata = read_json(folder / METADATA_FILE)
     path = str(folder / METADATA_FILE)

@@ -388,6 +388,7 @@ def test_ids_lie_under_minaris_own_folder(tmp_path: Path, monkeypatch: pytest.Mo
     where = minari_dataset(tmp_path / "toy" / "set-v0", [plain(4)], (BOX, action_box()))
     assert locate("toy/set-v0") == where
     assert locate(where) == where
+    assert SOURCE.discover("toy/set-v0").identity == "toy/set-v0"
     monkeypatch.delenv("MINARI_DATASETS_PATH")
     assert locate("toy/set-v0") == str(Path.home() / ".minari" / "datasets" / "toy" / "set-v0")
     for inside in ("", "data", "data/main_data.hdf5"):
