@@ -27,7 +27,6 @@ FAN_IN = 16
 """So many neighbouring parts of a tier make one of a higher tier."""
 FULL = 3 / 4
 """A part is full, and left alone, from this share of a shard's rows on."""
-ROLE = "maintainer"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def compact(catalog: Catalog, branch: str = "main", *, everything: bool = False)
     Raises:
         LockHeldError: if another maintainer is at work.
     """
-    with leases.turn(catalog.objects, ROLE), leases.lease(catalog.objects):
+    with leases.turn(catalog.objects, leases.MAINTAINER), leases.lease(catalog.objects):
         before = _parts(catalog, branch)
         commits: list[Commit] = []
         rows = 0

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.store import blocks, layout
+from pipeline.store import blocks, layout, leases
 from pipeline.store.catalog import Catalog, parquet_bytes
-from pipeline.store.files import files_of_commit
+from pipeline.store.files import files_of_commit, unit_of
 from pipeline.store.reach import branch_commits
 from schemas.document import DataFile
 from schemas.errors import NotFoundError
@@ -58,21 +59,49 @@ def erase(catalog: Catalog, episode_ids: Iterable[str]) -> int:
 
 
 def scrub(catalog: Catalog) -> Scrubbed:
-    """Rewrites every file that holds bytes of an erased episode, then deletes the old one."""
+    """Rewrites every file that holds bytes of an erased episode, then deletes the old one.
+
+    Raises:
+        LockHeldError: if another maintainer is at work.
+    """
     erased = catalog.erased()
-    gone: list[str] = []
     if not erased:
         return Scrubbed(())
-    for part in _parts(catalog):
-        table = catalog.parquet(part.rows)
-        mine = _erased_rows(table, erased)
-        if not mine.any():
-            continue
-        for block in part.blocks:
-            gone += _scrub_block(catalog, block, table, mine)
-        gone += _replace(
-            catalog, part.rows, parquet_bytes(_nulled(table, mine)), layout.episode_rows
-        )
+    # A compaction under way could carry the bytes into a new file that this would not see.
+    with leases.turn(catalog.objects, leases.MAINTAINER):
+        gone = _delete_replaced(catalog)
+        for part in _parts(catalog):
+            gone += _scrub_part(catalog, part, erased)
+        return Scrubbed((*gone, *_scrub_tables(catalog, erased)))
+
+
+def _delete_replaced(catalog: Catalog) -> list[str]:
+    """Deletes files that others stand in for already: a scrub that died may have left some."""
+    objects = catalog.objects
+    gone: list[str] = []
+    for key in catalog.erasures.rewrites:
+        unit = unit_of(key)
+        left = [entry.key for entry in objects.entries(unit)] if unit != key else [key]
+        gone += [name for name in left if name != key or objects.exists(key)]
+    for key in gone:
+        objects.delete(key)
+    return gone
+
+
+def _scrub_part(catalog: Catalog, part: Part, erased: set[int]) -> list[str]:
+    table = catalog.parquet(part.rows)
+    mine = _erased_rows(table, erased)
+    gone: list[str] = []
+    for block in part.blocks:
+        gone += _scrub_block(catalog, block, table.filter(pa.array(~mine)))
+    if mine.any():
+        data = parquet_bytes(_nulled(table, mine))
+        gone += _replace(catalog, part.rows, data, layout.episode_rows)
+    return gone
+
+
+def _scrub_tables(catalog: Catalog, erased: set[int]) -> list[str]:
+    gone: list[str] = []
     for file in _tables(catalog):
         table = catalog.parquet(file)
         mine = _erased_rows(table, erased)
@@ -80,7 +109,7 @@ def scrub(catalog: Catalog) -> Scrubbed:
             kept = table.filter(pa.array(~mine))
             place = layout.overlay if file.key.startswith("overlays/") else layout.quarantine
             gone += _replace(catalog, file, parquet_bytes(kept), place)
-    return Scrubbed(tuple(gone))
+    return gone
 
 
 def _parts(catalog: Catalog) -> Iterator[Part]:
@@ -132,18 +161,25 @@ def _nulled(table: pa.Table, mine: np.ndarray) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=table.schema)
 
 
-def _scrub_block(catalog: Catalog, block: Block, table: pa.Table, mine: np.ndarray) -> list[str]:
-    """Pads the rows of erased episodes in a block, if it holds any."""
-    inside = mine & np.array([name == block.id for name in table["_block"].to_pylist()])
-    if not inside.any():
+def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table) -> list[str]:
+    """Pads the rows of a block that belong to none of the kept episodes.
+
+    Those of erased ones, that is, and those of episodes that turned out to be known already when
+    the block was committed: nothing refers to these, but an erased one may be among them.
+    """
+    mine = kept.filter(pc.equal(kept["_block"], block.id))
+    starts, lengths = mine["_row"].to_numpy(), mine["length"].to_numpy()
+    is_kept = np.zeros(block.rows, bool)
+    for start, length in zip(starts, lengths, strict=True):
+        is_kept[start : start + length + 1] = True
+    if is_kept.all():
         return []
-    starts, lengths = table["_row"].to_numpy(), table["length"].to_numpy()
     row_layout = catalog.block_layout(block)
-    rows = {name: array.copy() for name, array in catalog.read_block(block).items()}
-    for at in np.flatnonzero(inside):
-        span = slice(int(starts[at]), int(starts[at] + lengths[at] + 1))
-        for array in rows.values():
-            array[span] = np.nan if array.dtype.kind == "f" else 0
+    rows = catalog.read_block(block)
+    padded = {name: _padded(array, ~is_kept) for name, array in rows.items()}
+    if all(padded[name].tobytes() == array.tobytes() for name, array in rows.items()):
+        return []
+    rows = padded
     old = catalog.block_files(block)
     resolved = [catalog.erasures.resolve(file) for file in old]
     replacement, files = _encode(block, rows, row_layout)
@@ -152,6 +188,12 @@ def _scrub_block(catalog: Catalog, block: Block, table: pa.Table, mine: np.ndarr
     for file in reversed(resolved):  # the list of files last: it says what is to go
         catalog.objects.delete(file.key)
     return [file.key for file in resolved]
+
+
+def _padded(array: np.ndarray, where: np.ndarray) -> np.ndarray:
+    padded = array.copy()
+    padded[where] = np.nan if array.dtype.kind == "f" else 0
+    return padded
 
 
 def _encode(

@@ -23,6 +23,8 @@ from schemas.version import VersionRef
 
 LEASE = dt.timedelta(hours=24)
 TURN = dt.timedelta(minutes=15)
+MAINTAINER = "maintainer"
+"""The role of whoever rewrites files."""
 
 
 class Lease(Document):
