@@ -25,6 +25,9 @@ class IngestJob(Document):
     """Take only the first so many episodes of each source."""
     dry_run: bool = False
     """Read and check everything, write nothing."""
+    single_writer: bool = False
+    """Declares that nobody else writes to the store at the same time, for storage that lacks
+    conditional writes; the store remembers it."""
     message: str | None = None
     run_id: str
     """Names this run: a retried step finds what it did before."""

@@ -26,6 +26,13 @@ MaxEpisodes = Annotated[
     int | None, typer.Option("--max-episodes", min=1, help="Only the first N of each source.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Read and check, write nothing.")]
+SingleWriter = Annotated[
+    bool,
+    typer.Option(
+        "--single-writer",
+        help="Nobody else writes to STORE: for storage without conditional writes.",
+    ),
+]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="For the log.")]
 Engine = Annotated[str, typer.Option("--engine", help="in-process or beam.")]
 Runner = Annotated[str | None, typer.Option("--runner", help="A Beam runner, with --engine beam.")]
@@ -50,6 +57,7 @@ def ingest(
     namespace: Namespace = None,
     max_episodes: MaxEpisodes = None,
     dry_run: DryRun = False,
+    single_writer: SingleWriter = False,
     message: Message = None,
     engine: Engine = "in-process",
     runner: Runner = None,
@@ -71,6 +79,7 @@ def ingest(
         namespace=namespace,
         max_episodes=max_episodes,
         dry_run=dry_run,
+        single_writer=single_writer,
         message=message,
         run_id=new_id(),
     )

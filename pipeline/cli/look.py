@@ -80,7 +80,7 @@ def show(store: StoreRef, json: Json = False) -> None:
 
     url, ref = parse_ref(store)
     opened = open_store(url)
-    facts = describe(opened, opened.version(ref))
+    facts = {**describe(opened, opened.version(ref)), "single_writer": opened.single_writer}
     if json:
         emit(facts)
         return
@@ -89,6 +89,8 @@ def show(store: StoreRef, json: Json = False) -> None:
     say(f"{facts['episodes']:,} episodes, {facts['steps']:,} steps, {size(facts['bytes'])}")
     if facts["tags"]:
         say(f"tags: {', '.join(facts['tags'])}")
+    if facts["single_writer"]:
+        say("single writer: its storage lacks conditional writes; one process writes at a time")
     if facts["derivation"]:
         base = facts["derivation"]["base"]
         say(f"curated from {base['branch']}:{base['number']}: {facts['derivation']['where']}")

@@ -177,7 +177,7 @@ def prepare(job: IngestJob) -> list[Listing]:
             where=", ".join(listing.where for listing in listings),
         )
     if not job.dry_run:
-        store = open_store(job.into, create=True)
+        store = open_store(job.into, create=True, single_writer=job.single_writer)
         derive.check_free(store.catalog, job.branch, taken_by="tag")
     return listings
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import logging
 from enum import Enum
 from typing import Protocol
 
 from pipeline.store import layout
 from schemas.errors import ConditionalWritesError, PenstockError
 
+logger = logging.getLogger(__name__)
 _PROVEN: set[str] = set()
 """Places that this process has seen refuse a second creation."""
 
@@ -76,6 +78,11 @@ def decide(place: Place, *, single_writer: bool) -> Writers:
         place.write(layout.SINGLE_WRITER, json.dumps(said, indent=1).encode())
         return Writers.ONE
     if place.exists(layout.SINGLE_WRITER):
+        logger.warning(
+            "%s is declared single-writer (%s): no other process may write to it now.",
+            place.url,
+            reason,
+        )
         return Writers.ONE
     raise ConditionalWritesError(
         f"Expected storage that refuses to create an object twice, came one where {reason}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,11 +15,12 @@ import boto3
 import fsspec
 import pytest
 
+from pipeline.cli.main import main
 from pipeline.store import layout, writers
 from pipeline.store.places import open_objects
 from pipeline.store.store import open_store
 from schemas.errors import ConditionalWritesError, NotFoundError, TransientError
-from tests.episodes import episode
+from tests.episodes import episode, write_d4rl
 from tests.store import servers
 from tests.store.remote_fixtures import CREDENTIALS
 from tests.store.test_remote_contract import ids
@@ -81,18 +83,35 @@ def test_a_server_that_ignores_conditions_is_refused_before_anything_is_written(
     assert careless.files == []
 
 
-def test_one_declared_writer_works_there_and_the_store_remembers(careless: Careless) -> None:
+def test_one_declared_writer_works_there_and_the_store_remembers(
+    careless: Careless, caplog: pytest.LogCaptureFixture
+) -> None:
     store = open_store(careless.url, create=True, single_writer=True)
     store.append([episode("a", success=True), episode("b", success=False)])
     assert store.single_writer
     later = open_store(careless.url)  # another process, to which nothing was declared
     assert later.single_writer
     later.append([episode("b", success=False), episode("c", success=True)])
+    assert "no other process may write" in caplog.text
     later.version().where("success").commit(branch="good", message="those that worked")
     later.tag("v1", "good")
     assert ids(open_store(careless.url), "v1") == ["a", "c"]
     assert not any(name.startswith(f"robots/{layout.PROBES}/") for name in careless.files)
     assert not writers._PROVEN & {open_objects(careless.url).place}  # type: ignore[attr-defined]
+
+
+def test_the_command_line_says_so(
+    careless: Careless, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write_d4rl(tmp_path / "a.hdf5", [3, 4]))
+    assert main(["ingest", source, "--into", careless.url]) == 6
+    assert "--single-writer" in capfd.readouterr().err
+    assert main(["ingest", source, "--into", careless.url, "--single-writer"]) == 0
+    assert main(["ingest", source, "--into", careless.url]) == 0  # it is known by now
+    capfd.readouterr()
+    assert main(["show", careless.url, "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert (shown["episodes"], shown["number"], shown["single_writer"]) == (2, 1, True)
 
 
 def test_an_older_store_can_be_declared_later(careless: Careless) -> None:
