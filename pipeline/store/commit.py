@@ -76,6 +76,8 @@ class Refs:
         self._commits: dict[str, Commit] = {}
         self._states: dict[str, State] = {}
         self._heads: dict[str, int] = {}
+        self._settled: dict[str, int] = {}
+        """Number up to which a branch's commits are known to be durable."""
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -158,6 +160,17 @@ class Refs:
 
     # -- writing -------------------------------------------------------------------------------
 
+    def settle(self, commit: Commit) -> None:
+        """Makes sure that a commit outlives a crash of the machine.
+
+        It can be seen a moment before its writer has made it durable, and for as long as nobody
+        does if that writer dies just then. Nothing may be built on it, or be promised because of
+        it, before.
+        """
+        if commit.number > self._settled.get(commit.branch, 0):
+            self._objects.settle(layout.commit(commit.branch, commit.number))
+            self._settled[commit.branch] = commit.number
+
     def publish(
         self, branch: str, plan: Plan, *, message: str, run_id: str, base: int | None = None
     ) -> Commit | None:
@@ -187,6 +200,8 @@ class Refs:
             is_fresh = attempt == 0 and base is None
             head = (self._seen(branch) if is_fresh else None) or self.head(branch)
             number = head.number if head else 0
+            if head is not None:
+                self.settle(head)
             base = number if base is None else base
             for own in (self.read(branch, n) for n in range(base + 1, number + 1)):
                 if own.run_id == run_id:
@@ -229,6 +244,7 @@ class Refs:
         ancestors = [head] if head else []
         if draft.parent is not None:
             ancestors.append(self.read(draft.parent.branch, draft.parent.number))
+            self.settle(ancestors[-1])
         for ancestor in ancestors:  # time never runs backwards from parent to child
             now = max(now, ancestor.created_at + dt.timedelta(microseconds=1))
         return Commit(
@@ -263,7 +279,7 @@ class Refs:
         return self.read(branch, number) if number else None
 
     def _remember(self, commit: Commit) -> None:
-        self._heads[commit.branch] = commit.number
+        self._heads[commit.branch] = self._settled[commit.branch] = commit.number
         if commit.number % CHECKPOINT_EVERY == 0:
             hint = str(commit.number).encode()
             with contextlib.suppress(TransientError):  # the commit stands, hint or no hint

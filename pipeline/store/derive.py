@@ -167,6 +167,7 @@ def create_tag(catalog: Catalog, commit: Commit, name: str) -> None:
     }
     data = json.dumps(document, indent=1).encode()
     catalog.marks.refuse(files_of_state(catalog.refs.state(commit)), "a tag")
+    catalog.refs.settle(commit)
     if not catalog.objects.put_if_absent(layout.tag(name), data):
         known = read_tag(catalog, name)
         if known is None or known.id != commit.id:

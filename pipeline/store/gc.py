@@ -67,6 +67,8 @@ def sweep(catalog: Catalog, grace: dt.timedelta) -> tuple[tuple[str, ...], int]:
     ripe = [m for m in catalog.marks.all() if m.marked_at <= now - grace]
     if not ripe:
         return (), 0
+    for found in ripe:  # a mark must not be lost in a crash that the deletions outlive
+        catalog.objects.settle(found.key)
     needed = reachable(catalog)  # a fresh look: a tag or commit may have come since
     safe_since = _protected_since(catalog)
     sizes = {

@@ -57,6 +57,10 @@ class Objects(Protocol):
         """Creates one object durably, or returns False because the key exists."""
         ...
 
+    def settle(self, key: str) -> None:
+        """Makes an object durable that is there, but whose maker may not be done with it."""
+        ...
+
     def overwrite(self, key: str, data: bytes) -> None:
         """Replaces an advisory object; not durable."""
         ...
@@ -141,6 +145,12 @@ class LocalObjects:
                     self._disk.unlink(temporary)
         return created
 
+    def settle(self, key: str) -> None:
+        """See `Objects.settle`."""
+        folder = (self.root / key).parent
+        with _typed_errors(self.url):
+            self._sync(self._make_folders(folder), [folder])
+
     def overwrite(self, key: str, data: bytes) -> None:
         """See `Objects.overwrite`."""
         path = self.root / key
@@ -207,7 +217,17 @@ class LocalObjects:
         for path in reversed(missing):
             self._disk.mkdir(path)
         within = [folder, *folder.parents][: len(folder.relative_to(self.root).parts)]
-        return {*missing, *within} - self._durable
+        above = self._above() if folder == self.root else []
+        return {*missing, *within, *above} - self._durable
+
+    def _above(self) -> list[Path]:
+        """The store's folder and those above it: whoever creates a store makes sure of them all.
+
+        One that another creator made a moment ago is ours, and open to us, as much as it is his.
+        """
+        folders = [self.root, *self.root.parents]
+        mount = next(at for at, folder in enumerate(folders) if folder.is_mount())
+        return [folder for folder in folders[:mount] if os.access(folder.parent, os.R_OK)]
 
     def _sync(self, made: set[Path], touched: Iterable[Path] = ()) -> None:
         """Makes the names of folders, and those within touched folders, durable."""

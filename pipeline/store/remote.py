@@ -56,6 +56,9 @@ class RemoteObjects(ABC):
         self.write(key, data)
         return True
 
+    def settle(self, key: str) -> None:  # noqa: B027 - nothing is left to do
+        """See `Objects.settle`: what can be seen here is durable."""
+
     def overwrite(self, key: str, data: bytes) -> None:
         """See `Objects.overwrite`."""
         self.writers()
