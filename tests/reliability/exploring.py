@@ -1,0 +1,105 @@
+"""Runs a protocol under the stand-in kernel and checks the states that crashes may leave."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.store.catalog import Catalog
+from pipeline.store.objects import LocalObjects
+from tests.reliability.afterwards import Checked, Left
+from tests.reliability.crashes import Model, Tree
+from tests.reliability.kernel import Before, Call, Kernel
+from tests.reliability.promises import Told, Truth, check, learn
+from tests.reliability.protocols import STORE, Recorder
+
+
+@dataclass
+class Explored:
+    """What was found."""
+
+    states: int = 0
+    runs: int = 0
+    """Checks that were really run: the other states answered as an earlier one did."""
+    violations: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A protocol's calls and what its versions hold in the end."""
+
+    trace: tuple[Call, ...]
+    truth: Truth
+
+
+def record(
+    root: Path,
+    protocol: Callable[[Recorder], None],
+    before: Callable[[Recorder], Before] | None = None,
+) -> Recording:
+    """Runs a protocol and makes sure that the model knows every file it left."""
+    kernel = Kernel(root)
+    recorder = Recorder(kernel)
+    if before is not None:
+        kernel.before = before(recorder)
+    with kernel:
+        protocol(recorder)
+    model = Model()
+    for call in kernel.trace:
+        model.apply(call)
+    assert model.now() == _tree_on(Path(kernel.root)), "some call went around the kernel"
+    learn(Catalog(LocalObjects(recorder.path), create=False), recorder.truth)
+    return Recording(tuple(kernel.trace), recorder.truth)
+
+
+def explore(recording: Recording, limit: int, seed: int = 0) -> Explored:
+    """Checks the states that a crash after each call may leave.
+
+    Args:
+        recording: what was done.
+        limit: how many states of each moment, at most.
+        seed: of the random choice where there are more.
+    """
+    explored = Explored()
+    rng = random.Random(seed)
+    model, told = Model(), Told()
+    checked = _checked(told, recording.truth)
+    for number, call in enumerate((*recording.trace, Call("note", ""))):
+        if call.note is not None:
+            explored.runs += checked.ran
+            told = call.note(told)
+            checked = _checked(told, recording.truth)
+        model.apply(call)
+        for tree in _different(model.states(limit, rng)):
+            explored.states += 1
+            fault = checked(Left(tree, STORE))
+            if fault:
+                said = f"after call {number} ({call.verb} {call.path}): {fault}"
+                explored.violations.append(said)
+    explored.runs += checked.ran
+    return explored
+
+
+def _checked(told: Told, truth: Truth) -> Checked:
+    return Checked(lambda objects: check(objects, told, truth))
+
+
+def _different(trees: Iterator[Tree]) -> Iterator[Tree]:
+    seen: set[int] = set()
+    for tree in trees:
+        key = hash(frozenset(tree.items()))
+        if key not in seen:
+            seen.add(key)
+            yield tree
+
+
+def _tree_on(root: Path) -> Tree:
+    tree: Tree = {}
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        tree[f"{name}/" if path.is_dir() else name] = b"" if path.is_dir() else path.read_bytes()
+    return tree
+
+
