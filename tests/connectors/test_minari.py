@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -160,22 +161,46 @@ def test_jpeg_frames_of_one_length_are_read_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(episode.observations["observations"], frames)
 
 
-@pytest.mark.parametrize("harm", ["size", "noise"])
-def test_a_frame_that_is_not_what_the_space_says_is_a_fault(tmp_path: Path, harm: str) -> None:
+def jpeg(pixels: np.ndarray) -> bytes:
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, "JPEG")
+    return held.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "said"),
+    [
+        (jpeg(np.zeros((64, 48), np.uint8)), "its size is 48 x 64"),
+        (jpeg(np.zeros((32, 32, 3), np.uint8)), r"its shape is \(32, 32, 3\)"),
+        (b"no picture", "cannot identify"),
+    ],
+    ids=["size", "colour", "noise"],
+)
+def test_a_frame_that_is_not_what_the_space_says_is_a_fault(
+    tmp_path: Path, encoded: bytes, said: str
+) -> None:
     frames = rng().integers(0, 255, (4, 32, 32), np.uint8)
     space = spaces.Box(0, 255, (32, 32), np.uint8)
     where = minari_dataset(
         tmp_path / "set", [buffer(frames, 3), buffer(frames, 3)], (space, action_box())
     )
-    held = io.BytesIO()
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(held, "JPEG")
     with h5py.File(f"{where}/data/main_data.hdf5", "a") as file:
-        encoded = held.getvalue() if harm == "size" else b"no picture"
         file["episode_0/observations"][2] = np.frombuffer(encoded, np.uint8)
     bad, good = read_all(SOURCE, where)
     assert bad.fault is not None
     assert (bad.fault.code, good.fault) == ("unreadable", None)
-    assert "frame 2" in bad.fault.message
+    assert re.search(f"frame 2 .*{said}", bad.fault.message)
+
+
+def test_plain_images_of_old_datasets_are_read_as_they_are(tmp_path: Path) -> None:
+    frames = rng().integers(0, 255, (4, 32, 32), np.uint8)
+    space = spaces.Box(0, 255, (32, 32), np.uint8)
+    where = minari_dataset(
+        tmp_path / "set", [buffer(frames, 3)], (space, action_box()), is_jpeg=False
+    )
+    change_metadata(where, jpeg_encoding=None)
+    [episode] = healthy(SOURCE, where)
+    np.testing.assert_array_equal(episode.observations["observations"], frames)
 
 
 def test_images_without_pillow_name_the_extra(

@@ -163,12 +163,14 @@ def test_real_minari_datasets_come_back_whole(
 def test_spaces_that_do_not_fit_are_written_anew(tmp_path: Path) -> None:
     wrong = json.dumps({"type": "Box", "dtype": "float32", "shape": [3], "low": 0, "high": 1})
     metadata = {"observation_space": wrong, "action_space": "nonsense"}
-    MinariSink().write([toy_episode()], str(tmp_path / "x"), metadata)
+    assert MinariSink().write([toy_episode()], str(tmp_path / "x"), metadata) == 1
     dataset = MinariDataset(tmp_path / "x" / "data")
     assert dataset.observation_space.dtype == np.float64
     assert np.isneginf(dataset.observation_space.low).all()
     assert dataset.action_space.shape == (2,)
     assert dataset.id == "x-v0"
+    MinariSink().write([toy_episode()], str(tmp_path / "y"), {"dataset_id": "named/it-v3"})
+    assert MinariDataset(tmp_path / "y" / "data").id == "named/it-v3"
 
 
 def test_images_are_written_without_loss(tmp_path: Path) -> None:
