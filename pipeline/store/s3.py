@@ -226,7 +226,8 @@ class S3Objects(RemoteObjects):
         try:
             done: T = sync(fs.loop, work, fs)
         except BaseExceptionGroup as group:  # of a task group: the first says what happened
-            raise group.exceptions[0] from None
+            first = group.exceptions[0]
+            raise first from first.__cause__
         return done
 
     def _fs(self) -> S3FileSystem:

@@ -170,6 +170,25 @@ def test_a_long_history_opens_through_its_checkpoints(place: str) -> None:
     assert open_store(place).append([episode("e7", length=2)]).number == 52
 
 
+def test_a_store_is_maintained(place: str) -> None:
+    store = open_store(place, create=True)
+    for name in "abc":
+        store.append([episode(name)])
+    store.catalog.objects.put({"tails/orphan.arrow": b"of a writer that died"})
+    assert store.gc(dry_run=True).marked == ()  # too young
+    store.compact(everything=True)
+    store.erase(["b"])
+    store.gc(erase=True)
+    now = dt.timedelta(0)
+    assert "tails/orphan.arrow" in store.gc(now).marked
+    assert "tails/orphan.arrow" in store.gc(now).deleted
+    assert not store.catalog.objects.exists("tails/orphan.arrow")
+    fresh = open_store(place)
+    assert fresh.doctor().damage == []
+    assert ids(fresh) == ["a", "c"]
+    assert len(fresh.version().field("rewards").compute()) == 40
+
+
 def test_a_store_travels_to_other_processes(place: str) -> None:
     store = open_store(place, create=True)
     store.append([episode("a")])
