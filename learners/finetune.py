@@ -10,6 +10,7 @@ rollouts and the same updates.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,7 @@ from learners.run import (
     evaluation_row,
     silent,
     threads,
+    write_config,
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
 from learners.settings import Settings
@@ -67,6 +69,10 @@ FIXED = (
     "seed",
 )
 """Settings that a resumed run must share with its beginning."""
+
+
+SAMPLED_AS_BEFORE = ("batch_size", "discount", "sampler")
+"""What fine-tuning takes over from the offline run's sampling."""
 
 
 class FinetuneConfig(Settings):
@@ -147,6 +153,7 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
         is_old = config.resume and last_checkpoint(folder) is not None
         run = _resume(config, folder) if is_old else _begin(config, folder)
         first, timer, evaluation = run.step, Timer(), None
+        write_config(folder, _document(run, config))
         metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
         while run.env_steps < config.env_steps:
             before = run.env_steps
@@ -265,7 +272,7 @@ def _resume(config: FinetuneConfig, folder: Path) -> _Run:
     document = checkpoint.document
     check_same(document["config"], config.model_dump(mode="json"), FIXED)
     learner = restore(checkpoint, config.device)
-    run = _open(config, document["offline"], learner, document["run"], document["first_step"])
+    run = _open(config, document, learner, document["run"], document["first_step"])
     run.step, run.env_steps = checkpoint.step, document["env_steps"]
     run.episodes = document["episodes"]
     _follow(run, config, run.store.version(document["online"]))
@@ -275,31 +282,22 @@ def _resume(config: FinetuneConfig, folder: Path) -> _Run:
 
 
 def _open(
-    config: FinetuneConfig, offline: Any, learner: Learner, run_id: str, first_step: int
+    config: FinetuneConfig, begun: Mapping[str, Any], learner: Learner, run_id: str, first: int
 ) -> _Run:
-    """Opens the data of a run that starts from an offline run's document."""
-    pinned = tuple(Pinned(**one) for one in offline["data"])
-    trained = offline["config"]
-    sampling = Sampling(
-        batch_size=trained["batch_size"],
-        seed=config.seed,
-        discount=trained["discount"],
-        device=config.device,
-        sampler=trained["sampler"],
-    )
-    spec = only_spec([one.open() for one in pinned])
-    store = open_store(config.into, create=True)
-    branch = config.branch or f"rollouts-{run_id[:8]}"
+    """Opens the data of a run that goes on from a checkpoint's document, offline or online."""
+    pinned = tuple(Pinned(**one) for one in begun["data"])
+    said = begun.get("sampling", begun["config"])
+    kept = {name: said[name] for name in SAMPLED_AS_BEFORE}
     return _Run(
-        run_id,
-        learner,
-        pinned,
-        spec,
-        sampling,
-        store,
-        branch,
-        step=first_step,
-        first_step=first_step,
+        id=run_id,
+        learner=learner,
+        offline=pinned,
+        spec=only_spec([one.open() for one in pinned]),
+        sampling=Sampling(**kept, seed=config.seed, device=config.device),
+        store=open_store(config.into, create=True),
+        branch=config.branch or f"rollouts-{run_id[:8]}",
+        step=first,
+        first_step=first,
     )
 
 
@@ -313,22 +311,22 @@ def _crossed(before: int, after: int, every: int) -> bool:
 
 def _checkpoint(run: _Run, config: FinetuneConfig) -> Checkpoint:
     document = {
-        "kind": "finetune",
-        "run": run.id,
-        "config": config.model_dump(mode="json"),
-        "offline": {
-            "data": [one.document() for one in run.offline],
-            "config": {
-                "batch_size": run.sampling.batch_size,
-                "discount": run.sampling.discount,
-                "sampler": run.sampling.sampler,
-            },
-        },
+        **_document(run, config),
         "online": run.store.version(run.branch).id,
-        "branch": run.branch,
         "first_step": run.first_step,
         "env_steps": run.env_steps,
         "episodes": run.episodes,
         "stream": None if run.batches is None else run.batches.state_dict(),
     }
     return snapshot(run.learner, run.step, document)
+
+
+def _document(run: _Run, config: FinetuneConfig) -> dict[str, Any]:
+    return {
+        "kind": "finetune",
+        "run": run.id,
+        "config": config.model_dump(mode="json"),
+        "data": [one.document() for one in run.offline],
+        "branch": run.branch,
+        "sampling": {name: getattr(run.sampling, name) for name in SAMPLED_AS_BEFORE},
+    }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +99,13 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "normalized_score": evaluation.normalized_score,
         "episodes": len(evaluation.returns),
     }
+
+
+def write_config(folder: Path, document: Mapping[str, Any]) -> None:
+    """Writes what a run is, for people: the checkpoint holds the same for machines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: document[name] for name in ("kind", "run", "config", "data")}
+    (folder / "run.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def check_same(kept: Mapping[str, Any], asked: Mapping[str, Any], names: tuple[str, ...]) -> None:

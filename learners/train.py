@@ -36,6 +36,7 @@ from learners.run import (
     evaluation_row,
     silent,
     threads,
+    write_config,
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
 from learners.settings import Settings, read_settings
@@ -108,6 +109,7 @@ def train(config: TrainConfig, report: Report = silent) -> RunResult:
         run = _resume(config) if config.resume and _has_run(config) else _begin(config)
         first, timer, evaluation = run.step, Timer(), None
         folder = Path(config.out)
+        write_config(folder, _document(run, config))
         metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
         batches = iter(run.stream)
         while run.step < config.steps:
@@ -196,11 +198,14 @@ def _sampling(config: TrainConfig) -> Sampling:
 
 
 def _checkpoint(run: _Run, config: TrainConfig) -> Checkpoint:
-    document = {
+    document = {**_document(run, config), "stream": run.stream.state_dict()}
+    return snapshot(run.learner, run.step, document)
+
+
+def _document(run: _Run, config: TrainConfig) -> dict[str, Any]:
+    return {
         "kind": "train",
         "run": run.id,
         "config": config.model_dump(mode="json"),
         "data": [one.document() for one in run.pinned],
-        "stream": run.stream.state_dict(),
     }
-    return snapshot(run.learner, run.step, document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,6 +97,9 @@ def test_a_run_leaves_what_it_says(tmp_path: Path, store: Store) -> None:
     assert [row["step"] for row in judged] == ["20", "40", "50"]
     assert {"value_loss", "policy_loss", "critic_loss"} < metrics[0].keys()
     assert [one.done for one in said] == [10, 20, 30, 40, 50]
+    document = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert document["config"]["batch_size"] == 64
+    assert document["data"][0]["version"] == store.version().id
     assert result.algo == "iql"
     assert result.updates_per_second > 0
     assert result.data == (Pinned(store.url, store.version().id),)
