@@ -1,9 +1,9 @@
 """Which states a disk may be in after a crash, from the calls that were made before it.
 
 The model takes no more for granted than POSIX does. A name is on the disk for sure only after its
-folder was synced; until then any subset of a folder's changes may be there, in whatever folders. The
-content of a file is sure only after the file was synced; until then it may be empty, cut, zeros of
-the right length, or all there. A folder whose own name is lost takes everything in it along.
+folder was synced; until then any subset of the changes of any folders may be there. The content of
+a file is sure only after the file was synced; until then it may be empty, cut, zeros of the right
+length, or all there. A folder whose own name is lost takes everything in it along.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.store.catalog import Catalog
@@ -24,6 +24,12 @@ class Explored:
     runs: int = 0
     """Checks that were really run: the other states answered as an earlier one did."""
     violations: list[str] = field(default_factory=list)
+
+    def add(self, other: Explored, where: str) -> None:
+        """Takes in what was found elsewhere."""
+        self.states += other.states
+        self.runs += other.runs
+        self.violations += [f"{where}: {said}" for said in other.violations]
 
 
 @dataclass(frozen=True)
@@ -54,36 +60,43 @@ def record(
     return Recording(tuple(kernel.trace), recorder.truth)
 
 
-def explore(recording: Recording, limit: int, seed: int = 0) -> Explored:
+def explore(recording: Recording, limit: int, *, seed: int = 0, again_every: int = 1) -> Explored:
     """Checks the states that a crash after each call may leave.
 
     Args:
         recording: what was done.
         limit: how many states of each moment, at most.
         seed: of the random choice where there are more.
+        again_every: in every so manieth state, what had been asked for is asked for again.
     """
     explored = Explored()
     rng = random.Random(seed)
     model, told = Model(), Told()
-    checked = _checked(told, recording.truth)
+    checked, tried = _checks(told, recording.truth)
     for number, call in enumerate((*recording.trace, Call("note", ""))):
         if call.note is not None:
-            explored.runs += checked.ran
+            explored.runs += checked.ran + tried.ran
             told = call.note(told)
-            checked = _checked(told, recording.truth)
+            checked, tried = _checks(told, recording.truth)
         model.apply(call)
         for tree in _different(model.states(limit, rng)):
             explored.states += 1
-            fault = checked(Left(tree, STORE))
+            is_tried = told.again and explored.states % again_every == 0
+            fault = (tried if is_tried else checked)(Left(tree, STORE))
             if fault:
                 said = f"after call {number} ({call.verb} {call.path}): {fault}"
                 explored.violations.append(said)
-    explored.runs += checked.ran
+    explored.runs += checked.ran + tried.ran
     return explored
 
 
-def _checked(told: Told, truth: Truth) -> Checked:
-    return Checked(lambda objects: check(objects, told, truth))
+def _checks(told: Told, truth: Truth) -> tuple[Checked, Checked]:
+    """The check that offers batches again, and the one that asks for the rest again, too."""
+    less = replace(told, again=())
+    return (
+        Checked(lambda objects: check(objects, less, truth)),
+        Checked(lambda objects: check(objects, told, truth)),
+    )
 
 
 def _different(trees: Iterator[Tree]) -> Iterator[Tree]:
@@ -101,5 +114,3 @@ def _tree_on(root: Path) -> Tree:
         name = path.relative_to(root).as_posix()
         tree[f"{name}/" if path.is_dir() else name] = b"" if path.is_dir() else path.read_bytes()
     return tree
-
-

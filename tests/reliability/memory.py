@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Mapping
 
-from pipeline.store.objects import TEMPORARY, Entry
 from pipeline.store.catalog import Catalog
+from pipeline.store.objects import TEMPORARY, Entry
 from pipeline.store.store import Store
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

@@ -181,5 +181,3 @@ def _digest(episode: Episode) -> str:
     if id(episode) not in _DIGESTS:
         _DIGESTS[id(episode)] = (episode, digest(episode))
     return _DIGESTS[id(episode)][1]
-
-

@@ -266,6 +266,7 @@ RACES: dict[str, tuple[Act, Act]] = {
     ),
 }
 
+
 def erases_shards(recorder: Recorder) -> None:
     """An episode gone from within a shard."""
     store = recorder.open()
