@@ -45,17 +45,34 @@ def collect(catalog: Catalog, grace: dt.timedelta = GRACE, *, dry_run: bool = Fa
     doomed = _doomed(catalog, grace)
     if dry_run:
         return Collected(tuple(doomed), (), sum(doomed.values()))
-    mark(catalog, doomed)
+    if doomed:
+        mark(catalog, doomed)
+        _unmark(catalog, reachable(catalog))  # a commit or tag may have come since the look
     return Collected(tuple(doomed), deleted, size)
 
 
 def mark(catalog: Catalog, doomed: Iterable[str]) -> None:
     """Writes down the names of files to be deleted."""
-    names = sorted(doomed)
-    if names:
-        marked_at = catalog.objects.now().isoformat()
-        data = json.dumps({"marked_at": marked_at, "files": names}).encode()
-        catalog.objects.put_if_absent(layout.mark(layout.new_id()), data)
+    _write_mark(catalog, catalog.objects.now(), doomed)
+
+
+def _write_mark(catalog: Catalog, marked_at: dt.datetime, names: Iterable[str]) -> None:
+    data = json.dumps({"marked_at": marked_at.isoformat(), "files": sorted(names)}).encode()
+    catalog.objects.put_if_absent(layout.mark(layout.new_id()), data)
+
+
+def _unmark(catalog: Catalog, needed: set[str]) -> None:
+    """Takes names of files that are needed after all off the marks.
+
+    A commit or tag may have looked for marks just before one was written. Its files stay, and as
+    long as they are marked no other may refer to them.
+    """
+    for found in catalog.marks.all():
+        doomed = {key for key in found.files if unit_of(key) not in needed}
+        if len(doomed) < len(found.files):
+            if doomed:
+                _write_mark(catalog, found.marked_at, doomed)
+            catalog.objects.delete(found.key)
 
 
 def sweep(catalog: Catalog, grace: dt.timedelta) -> tuple[tuple[str, ...], int]:
@@ -69,8 +86,9 @@ def sweep(catalog: Catalog, grace: dt.timedelta) -> tuple[tuple[str, ...], int]:
         return (), 0
     for found in ripe:  # a mark must not be lost in a crash that the deletions outlive
         catalog.objects.settle(found.key)
+    safe_since = _protected_since(catalog)  # before the look: a lease may end with a commit
     needed = reachable(catalog)  # a fresh look: a tag or commit may have come since
-    safe_since = _protected_since(catalog)
+    _unmark(catalog, needed)
     sizes = {
         entry.key: entry for folder in layout.DATA for entry in catalog.objects.entries(folder)
     }
@@ -86,7 +104,7 @@ def sweep(catalog: Catalog, grace: dt.timedelta) -> tuple[tuple[str, ...], int]:
         size += entry.bytes
     for found in ripe:
         if found.marked_at <= now - 30 * max(grace, GRACE):
-            catalog.objects.delete(found.key)
+            catalog.objects.delete(found.key)  # no error if it was rewritten just now
     return tuple(deleted), size
 
 
@@ -94,9 +112,9 @@ def _doomed(catalog: Catalog, grace: dt.timedelta) -> dict[str, int]:
     """Returns the files to mark, with their sizes."""
     # Listed before the roots are read: a file that comes later is not seen at all.
     entries = [entry for folder in layout.DATA for entry in catalog.objects.entries(folder)]
+    safe_since = _protected_since(catalog)
     needed = reachable(catalog)
     oldest = catalog.objects.now() - grace
-    safe_since = _protected_since(catalog)
     marked = {key for found in catalog.marks.all() for key in found.files}
     return {
         entry.key: entry.bytes
