@@ -157,7 +157,7 @@ def _masks(file: Hdf5Group) -> dict[str, frozenset[str]]:
         return {}
     leaves = file.group("mask").leaves().items()
     return {
-        name: frozenset(item.rstrip(b"\0").decode("utf-8", "replace") for item in array.items())
+        name: frozenset(item.decode("utf-8", "replace") for item in array.items())
         for name, array in leaves
     }
 
