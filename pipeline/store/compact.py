@@ -9,7 +9,7 @@ commit that touched the same parts meanwhile wins, and the work is dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +85,8 @@ def next_run(parts: Sequence[Part], fan_in: int) -> tuple[Part, ...]:
         for part in parts:
             size = _rows(part)
             fits = part.kind == "stored" and not _is_full(part) and _tier(size) <= tier
-            fits = fits and (not run or _specs(part) == _specs(run[0]))
-            if fits and rows + size <= blocks.SHARD_ROWS:
+            is_alike = len(_specs((*run, part))) <= 1
+            if fits and is_alike and rows + size <= blocks.SHARD_ROWS:
                 run.append(part)
                 rows += size
                 continue
@@ -98,8 +98,9 @@ def next_run(parts: Sequence[Part], fan_in: int) -> tuple[Part, ...]:
     return ()
 
 
-def _specs(part: Part) -> set[str]:
-    return {block.spec for block in part.blocks}
+def _specs(parts: Iterable[Part]) -> set[str]:
+    """Names of the specs of some parts; a part that erasures emptied has none."""
+    return {block.spec for part in parts for block in part.blocks}
 
 
 def _tier(rows: int) -> int:
@@ -129,9 +130,12 @@ def _merge(catalog: Catalog, run: Sequence[Part]) -> Part:
     known = {block.id: block for part in run for block in part.blocks}
     episodes = arrays.read_episodes(catalog, known, table)
     blank = EpisodeRow({}, {}, {})  # the table has the rows; only places are wanted
-    spec = run[0].blocks[0].spec
     written = tuple(
-        write_blocks(catalog.objects, ((episode, blank) for episode in episodes), spec=spec)
+        write_blocks(
+            catalog.objects,
+            ((episode, blank) for episode in episodes),
+            spec=next(iter(_specs(run)), "default"),
+        )
     )
     places: dict[int, tuple[str, int]] = {}
     for block in written:
