@@ -188,6 +188,28 @@ def test_fine_tuning_commits_its_rollouts_and_learns_from_both(
     assert load_checkpoint(tmp_path / "run").step == 300
 
 
+def test_any_share_of_several_offline_versions(tmp_path: Path, store: Store) -> None:
+    other = open_store(tmp_path / "other", create=True)
+    other.append(_demonstrations(5, first=100))
+    data = (f"{store.url}=0.1", f"{other.url}=0.3")
+    train(_train_config(store, tmp_path / "run", 5, data=data))
+    for fraction, weights in ((0.0, ["0", "0", "1"]), (0.8, ["1/5", "3/5", "1/5"])):
+        out = tmp_path / str(fraction)
+        finetune(
+            _finetune_config(store, tmp_path / "run", 70, offline_fraction=fraction, out=str(out))
+        )
+        assert load_checkpoint(out).document["stream"]["weights"] == weights
+
+
+def test_a_fine_tuned_run_can_be_fine_tuned(tmp_path: Path, store: Store) -> None:
+    train(_train_config(store, tmp_path / "run", 5))
+    first = finetune(_finetune_config(store, tmp_path / "run", 70))
+    second = finetune(_finetune_config(store, Path(first.run), 70))
+    assert first.steps + 20 <= second.steps < first.steps + 30
+    assert second.data[:-1] == first.data[:-1]
+    assert second.data[-1] != first.data[-1]
+
+
 @pytest.mark.parametrize("loses_checkpoint", [False, True])
 def test_resumed_fine_tuning_equals_an_unbroken_one(
     tmp_path: Path, store: Store, loses_checkpoint: bool
