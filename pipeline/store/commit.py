@@ -215,6 +215,7 @@ class Refs:
             self._guard(commit)
             data = commit.model_dump_json().encode()
             key = layout.commit(branch, commit.number)
+            commit = _parse(data, key)  # what others will read, and proof that they can
             if self._objects.put_if_absent(key, data) or self._is_own(key, commit):
                 self._commits[key] = commit
                 self._remember(commit)

@@ -19,7 +19,7 @@ from pipeline.store.commit import CHECKPOINT_EVERY, Draft
 from pipeline.store.objects import LocalObjects
 from pipeline.store.store import Store, open_store
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, TransientError
-from schemas.version import Append, Commit, State, apply
+from schemas.version import Append, Commit, SourceState, State, apply
 from tests.store.disks import (
     CountingObjects,
     Interrupted,
@@ -363,3 +363,21 @@ def test_a_merge_of_a_missing_index_is_damage(
     with pytest.raises(DamagedStoreError, match="came none"):
         open_store(tmp_path / "s").append([episode("c")])
     assert open_store(tmp_path / "s").version().number == 2
+
+
+def test_a_commit_means_the_same_to_its_writer_and_to_others(tmp_path: Path) -> None:
+    store = quick_store(tmp_path / "s")
+    source = SourceState(
+        format="f",
+        where="w",
+        identity=None,
+        fingerprint="1",
+        metadata={"nan": float("nan"), "pair": (1, 2)},
+    )
+    operation = Append(sources={"w": source})
+    commit = store.catalog.refs.publish(
+        "main", lambda _head, _state: Draft((operation,)), message="", run_id="r"
+    )
+    assert commit is not None
+    assert open_store(tmp_path / "s").version().commit == commit
+    assert open_store(tmp_path / "s").version().state == store.version().state
