@@ -68,11 +68,11 @@ FULL = Scale(
 QUICK = Scale(
     episodes_per_level=15,
     seeds=1,
-    bc_steps=500,
-    iql_steps=500,
-    env_steps=1_000,
-    evaluate_every=1_000,
-    evaluation_episodes=3,
+    bc_steps=1_000,
+    iql_steps=1_500,
+    env_steps=8_000,
+    evaluate_every=8_000,
+    evaluation_episodes=5,
 )
 
 # Small networks, a shorter horizon and rewards scaled to about one: what makes a few thousand
@@ -83,8 +83,8 @@ IQL_SETTINGS: dict[str, Any] = {
     "hidden": [64, 64],
     "standardise": True,
     "temperature": 1.0,
-    "value_rate": 1e-3,
-    "critic_rate": 1e-3,
+    "value_rate": 2e-3,
+    "critic_rate": 2e-3,
     "policy_rate": 1e-3,
     "tau": 0.02,
     "reward_scale": 0.1,
@@ -94,7 +94,7 @@ ONLINE: dict[str, Any] = {
     "warmup_steps": 500,
     "exploration": "gaussian",
     "noise": 0.2,
-    "settings": {"temperature": 10.0, "value_rate": 2e-3, "critic_rate": 2e-3},
+    "settings": {"temperature": 10.0},
 }
 
 

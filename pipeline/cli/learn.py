@@ -84,6 +84,11 @@ def finetune(
     into: Annotated[str, typer.Option("--into", metavar="STORE", help="Takes the rollouts.")],
     env_steps: Annotated[int, typer.Option("--env-steps", min=1)] = 10_000,
     offline_fraction: Annotated[float, typer.Option("--offline-fraction")] = 0.5,
+    updates_per_step: Annotated[float, typer.Option("--updates-per-step")] = 1.0,
+    exploration: Annotated[
+        str, typer.Option("--exploration", help="none, gaussian or policy (its own spread).")
+    ] = "policy",
+    noise: Annotated[float, typer.Option("--noise", help="Of gaussian; factor of policy.")] = 1.0,
     branch: Annotated[str | None, typer.Option("--branch", help="Of the rollouts.")] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="RUN2")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
@@ -95,20 +100,28 @@ def finetune(
 ) -> None:
     from learners.finetune import FinetuneConfig
     from learners.finetune import finetune as run_finetuning
+    from learners.settings import read_settings
 
-    config = FinetuneConfig(
-        run=run,
-        environment=env,
-        into=into,
-        out=out,
-        branch=branch,
-        env_steps=env_steps,
-        offline_fraction=offline_fraction,
-        settings=_settings(set),
-        seed=seed,
-        device=device,
-        evaluate_episodes=episodes,
-        resume=resume,
+    config = read_settings(
+        FinetuneConfig,
+        {
+            "run": run,
+            "environment": env,
+            "into": into,
+            "out": out,
+            "branch": branch,
+            "env_steps": env_steps,
+            "offline_fraction": offline_fraction,
+            "updates_per_step": updates_per_step,
+            "exploration": exploration,
+            "noise": noise,
+            "settings": _settings(set),
+            "seed": seed,
+            "device": device,
+            "evaluate_episodes": episodes,
+            "resume": resume,
+        },
+        "finetune",
     )
     _tell([_watched("finetune", json, run_finetuning, config)], json)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,11 +28,11 @@ from pipeline.store.append import Batch, Refusal, commit_batch
 from pipeline.store.store import Store, open_store
 from pipeline.store.writer import WrittenBlock, write_blocks
 from schemas.episode import Episode
-from schemas.errors import EpisodeError, PenstockError, SourceError
+from schemas.errors import EpisodeError, NameTakenError, PenstockError, SourceError
 from schemas.identity import content_id
 from schemas.jobs import IngestJob
 from schemas.table import EpisodeRow, episode_row
-from schemas.version import SourceState
+from schemas.version import Commit, SourceState
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,18 @@ class UnitOutcome:
     """Why the whole source cannot be trusted."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before any work: the sources, and where the branch stood."""
+
+    listings: tuple[Listing, ...]
+    base: int
+    """Number of the branch's newest version, 0 if it has none: a run that died after its commit
+    finds it among what came since."""
+    started: float
+    """`time.time()`."""
+
+
 # -- the steps -----------------------------------------------------------------------------------
 
 
@@ -88,12 +101,12 @@ def discover(job: IngestJob) -> list[Listing]:
     return listings
 
 
-def plan(job: IngestJob, listings: Sequence[Listing]) -> list[Work]:
+def plan(job: IngestJob, prepared: Prepared) -> list[Work]:
     """Returns the units of all sources as elements of work."""
     limit = job.max_episodes
     return [
         Work(job, index, _namespace(job, listing), unit)
-        for index, listing in enumerate(listings)
+        for index, listing in enumerate(prepared.listings)
         for unit in listing.units
         if limit is None or unit.start < limit
     ]
@@ -122,16 +135,13 @@ def load_unit(work: Work) -> UnitOutcome:
     return UnitOutcome(work, tuple(found), written, tuple(refusals))
 
 
-def finish(
-    job: IngestJob, listings: Sequence[Listing], outcomes: Iterable[UnitOutcome], started: float
-) -> IngestReport:
+def finish(job: IngestJob, prepared: Prepared, outcomes: Iterable[UnitOutcome]) -> IngestReport:
     """Names the episodes of all units in order, commits them, and reports.
 
     Args:
         job: what was asked.
-        listings: of its sources, in order.
+        prepared: as `prepare` returned it.
         outcomes: of all units, in any order.
-        started: `time.time()` at the start of the job.
 
     Raises:
         PenstockError: if a source cannot be trusted whole; nothing is committed.
@@ -143,43 +153,64 @@ def finish(
     rows = _named(job, ordered)
     refusals = [refusal for outcome in ordered for refusal in outcome.refusals]
     if job.dry_run:
-        return report_of(job, listings, None, None, refusals, started)
+        return report_of(job, prepared.listings, None, None, refusals, prepared.started)
     store = _store(job.into)
     ordered, rows = _write_missing(store, job, ordered, rows)
     batch = Batch(
         written=[block for outcome in ordered for block in outcome.written],
         rows=rows,
         refusals=refusals,
-        sources={listing.where: _source_state(listing) for listing in listings},
+        sources={listing.where: _source_state(listing) for listing in prepared.listings},
     )
-    message = job.message or _message(listings, rows)
+    message = job.message or _message(prepared.listings, rows)
     committed = commit_batch(
-        store.catalog, batch, branch=job.branch, message=message, run_id=job.run_id
+        store.catalog,
+        batch,
+        branch=job.branch,
+        message=message,
+        run_id=job.run_id,
+        base=prepared.base,
     )
     if job.tag is not None:
         store.tag(job.tag, job.branch)
     shown = committed.commit or store.catalog.refs.head(job.branch)
-    return report_of(job, listings, committed, shown, committed.refusals, started)
+    refused = committed.refusals
+    return report_of(job, prepared.listings, committed, shown, refused, prepared.started)
 
 
-def prepare(job: IngestJob) -> list[Listing]:
+def prepare(job: IngestJob) -> Prepared:
     """Checks what can be checked before any work: sources first, then the store.
 
     A wrong source leaves no empty store behind.
     """
+    started = time.time()
     layout.check_name(job.branch, "branch")
     if job.tag is not None:
         layout.check_name(job.tag, "tag")
-    listings = discover(job)
+    listings = tuple(discover(job))
     if not any(listing.episodes for listing in listings):
         raise SourceError(
             "Expected at least one episode, came a source without any.",
             where=", ".join(listing.where for listing in listings),
         )
-    if not job.dry_run:
-        store = open_store(job.into, create=True, single_writer=job.single_writer)
-        derive.check_free(store.catalog, job.branch, taken_by="tag")
-    return listings
+    if job.dry_run:
+        return Prepared(listings, 0, started)
+    store = open_store(job.into, create=True, single_writer=job.single_writer)
+    derive.check_free(store.catalog, job.branch, taken_by="tag")
+    head = store.catalog.refs.head(job.branch)
+    if job.tag is not None:
+        _check_tag(store, job.tag, head)
+    return Prepared(listings, head.number if head else 0, started)
+
+
+def _check_tag(store: Store, tag: str, head: Commit | None) -> None:
+    """Refuses a tag that names another version already, before any work."""
+    derive.check_free(store.catalog, tag, taken_by="branch")
+    named = derive.read_tag(store.catalog, tag)
+    if named is not None and (head is None or named.id != head.id):
+        raise NameTakenError(
+            f"The tag {tag!r} names another version; tags never move: choose another name."
+        )
 
 
 # -- within --------------------------------------------------------------------------------------

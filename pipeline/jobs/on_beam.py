@@ -9,7 +9,6 @@ where it can.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 # Beam's import warns about optional packages and thereby installs a root log handler.
@@ -19,7 +18,6 @@ logging.getLogger("root").addHandler(logging.NullHandler())
 import apache_beam as beam  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 
-from connectors.base import Listing  # noqa: E402
 from pipeline.jobs import ingest, progress, records  # noqa: E402
 from pipeline.jobs.progress import Listener  # noqa: E402
 from pipeline.jobs.report import IngestReport  # noqa: E402
@@ -49,11 +47,10 @@ def run_ingest(
         PenstockError: whatever stopped the job; nothing is committed then.
     """
     refuse_dask(runner)
-    started = time.time()
-    listings = ingest.prepare(job)
+    prepared = ingest.prepare(job)
     beam_options = PipelineOptions([*options, f"--runner={runner}"])
     with progress.watch(job.run_id, listener):
-        result = _pipeline(job, listings, started, beam_options).run()
+        result = _pipeline(job, prepared, beam_options).run()
         result.wait_until_finish()
     return records.take(job)
 
@@ -67,27 +64,23 @@ def refuse_dask(runner: str) -> None:
         )
 
 
-def _pipeline(
-    job: IngestJob, listings: list[Listing], started: float, options: PipelineOptions
-) -> beam.Pipeline:
+def _pipeline(job: IngestJob, prepared: ingest.Prepared, options: PipelineOptions) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=options)
     _ = (
         pipeline
         | "Job" >> beam.Create([job])
-        | "Units" >> beam.FlatMap(ingest.plan, listings)
+        | "Units" >> beam.FlatMap(ingest.plan, prepared)
         | "Spread" >> beam.Reshuffle()
         | "Load" >> beam.Map(ingest.load_unit)
         | "Gather" >> beam.combiners.ToList()
-        | "Commit" >> beam.Map(_finish, job, listings, started)
+        | "Commit" >> beam.Map(_finish, job, prepared)
     )
     return pipeline
 
 
-def _finish(
-    outcomes: list[ingest.UnitOutcome], job: IngestJob, listings: list[Listing], started: float
-) -> None:
+def _finish(outcomes: list[ingest.UnitOutcome], job: IngestJob, prepared: ingest.Prepared) -> None:
     """Commits, and leaves the report or the reason where the caller finds it."""
     try:
-        records.leave(job, ingest.finish(job, listings, outcomes, started))
+        records.leave(job, ingest.finish(job, prepared, outcomes))
     except PenstockError as error:
         records.leave(job, error)

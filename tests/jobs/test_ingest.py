@@ -14,6 +14,7 @@ from pipeline.jobs.on_beam import run_ingest
 from pipeline.store.layout import new_id
 from pipeline.store.store import open_store
 from schemas.errors import (
+    NameTakenError,
     NotFoundError,
     SourceError,
     SpecMismatchError,
@@ -129,8 +130,14 @@ def test_max_episodes_takes_the_first_of_each_source(tmp_path):
 
 
 def test_a_tag_names_the_result(tmp_path):
-    report = ingest(tmp_path / "s", write_d4rl(tmp_path / "a.hdf5", [5]), tag="first")
+    source = write_d4rl(tmp_path / "a.hdf5", [5])
+    report = ingest(tmp_path / "s", source, tag="first")
     assert open_store(tmp_path / "s").version("first").id == report.version
+    assert ingest(tmp_path / "s", source, tag="first").version == report.version
+    ingest(tmp_path / "s", write_d4rl(tmp_path / "b.hdf5", [6], seed=1))
+    with pytest.raises(NameTakenError, match="never move"):
+        ingest(tmp_path / "s", write_d4rl(tmp_path / "c.hdf5", [7], seed=2), tag="first")
+    assert len(open_store(tmp_path / "s").version()) == 2
 
 
 @pytest.mark.parametrize(
@@ -186,10 +193,10 @@ def test_a_step_that_runs_twice_commits_once(tmp_path):
 
     source = write_d4rl(tmp_path / "a.hdf5", [5, 7])
     job = IngestJob(sources=(str(source),), into=str(tmp_path / "s"), run_id="r1")
-    listings = steps.prepare(job)
-    outcomes = [steps.load_unit(work) for work in steps.plan(job, listings)]
-    first = steps.finish(job, listings, outcomes, 0.0)
-    second = steps.finish(job, listings, outcomes, 0.0)
+    prepared = steps.prepare(job)
+    outcomes = [steps.load_unit(work) for work in steps.plan(job, prepared)]
+    first = steps.finish(job, prepared, outcomes)
+    second = steps.finish(job, prepared, outcomes)
     assert first.version == second.version
     assert len(open_store(tmp_path / "s").version()) == 2
 
