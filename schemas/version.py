@@ -278,7 +278,8 @@ def apply(state: State, operations: Iterable[Operation]) -> State:
 def _compacted(parts: tuple[Part, ...], operation: Compact) -> tuple[Part, ...]:
     """Puts the new part where the first of the old ones stood."""
     removed = set(operation.removed)
-    first = next(index for index, part in enumerate(parts) if part.id in removed)
+    # A damaged branch may have lost the commits that named the old ones.
+    first = next((at for at, part in enumerate(parts) if part.id in removed), len(parts))
     kept = [part for part in parts if part.id not in removed]
     return (*kept[:first], operation.added, *kept[first:])
 

@@ -139,11 +139,21 @@ class Refs:
         return state
 
     def history(self, commit: Commit) -> Iterator[Commit]:
-        """Yields a commit and its ancestors, newest first, across branches."""
+        """Yields a commit and its ancestors, newest first, across branches.
+
+        Those that cannot be read are left out; finding them is the doctor's business.
+        """
         at: Commit | None = commit
         while at is not None:
             yield at
-            at = self.read(at.parent.branch, at.parent.number) if at.parent else None
+            at = self._readable(at.parent.branch, at.parent.number) if at.parent else None
+
+    def _readable(self, branch: str, number: int) -> Commit | None:
+        """Returns the newest commit up to a number that can be read."""
+        for at in range(number, 0, -1):
+            with contextlib.suppress(NotFoundError, DamagedStoreError):
+                return self.read(branch, at)
+        return None
 
     def heads(self) -> dict[str, Commit]:
         """Returns the newest commit of every branch, closed ones included."""

@@ -200,7 +200,7 @@ def tags(catalog: Catalog) -> dict[str, VersionRef]:
 def delete_tag(catalog: Catalog, name: str) -> None:
     """Removes a tag; the version stays."""
     layout.check_name(name, "tag")
-    if read_tag(catalog, name) is None:
+    if not catalog.objects.exists(layout.tag(name)):
         raise NotFoundError(f"Expected a tag {name!r}, came none; `--list` names them.")
     catalog.objects.delete(layout.tag(name))
 

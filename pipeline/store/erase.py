@@ -140,7 +140,7 @@ def _tables(catalog: Catalog) -> list[DataFile]:
 
 
 def _commits(catalog: Catalog) -> Iterator[Commit]:
-    for branch in catalog.refs.heads():
+    for branch in catalog.objects.names(layout.BRANCHES):
         yield from branch_commits(catalog, branch)
 
 

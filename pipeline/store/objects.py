@@ -168,9 +168,9 @@ class LocalObjects:
         """See `Objects.names`."""
         folder = self.root / prefix
         if folder.is_dir():
-            for entry in os.scandir(folder):
-                if not entry.name.startswith(TEMPORARY):
-                    yield entry.name
+            with os.scandir(folder) as found:
+                names = [entry.name for entry in found]
+            yield from (name for name in names if not name.startswith(TEMPORARY))
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         """See `Objects.entries`."""

@@ -36,7 +36,7 @@ def reachable(catalog: Catalog) -> set[str]:
         DamagedStoreError: if a commit or run reference cannot be read: then nothing may go.
     """
     found: set[str] = set()
-    for name in catalog.refs.heads():
+    for name in catalog.objects.names(layout.BRANCHES):
         found |= _branch_units(catalog, name)
     for ref in [*derive.tags(catalog).values(), *run_versions(catalog), *leased(catalog)]:
         commit = catalog.refs.read(ref.branch, ref.number)
@@ -46,10 +46,32 @@ def reachable(catalog: Catalog) -> set[str]:
 
 
 def branch_commits(catalog: Catalog, branch: str) -> list[Commit]:
-    """Returns all commits of a branch, oldest first."""
+    """Returns all commits of a branch that retention keeps, and older ones, oldest first.
+
+    Raises:
+        DamagedStoreError: if one that is kept cannot be read. Once a repair stands in for it, its
+            version can be let go of (`expire`).
+    """
+    names = [n[:12] for n in catalog.objects.names(layout.branch(branch)) if n[:12].isdigit()]
     head = catalog.refs.head(branch)
     last = head.number if head else 0
-    return [catalog.refs.read(branch, number) for number in range(1, last + 1)]
+    if last < max(map(int, names), default=0):  # a head is found by its neighbours
+        raise DamagedStoreError(
+            f"Expected {branch}:{last} to be the newest version, came {max(names)} behind a gap; "
+            f"see `penstock doctor`.",
+            where=layout.branch(branch),
+        )
+    commits = []
+    unread: dict[int, DamagedStoreError] = {}
+    for number in range(1, last + 1):
+        try:
+            commits.append(catalog.refs.read(branch, number))
+        except DamagedStoreError as error:
+            unread[number] = error
+    lost = [number for number in unread if number >= kept_from(commits)]
+    if lost:
+        raise unread[lost[0]]
+    return commits
 
 
 def run_versions(catalog: Catalog) -> Iterator[VersionRef]:
@@ -75,9 +97,10 @@ def _branch_units(catalog: Catalog, branch: str) -> set[str]:
     commits = branch_commits(catalog, branch)
     first = kept_from(commits)
     files: list[DataFile] = []
-    if first <= len(commits):
-        files += files_of_state(catalog.refs.state(commits[first - 1]))
-    for commit in commits[first - 1 :]:
+    kept = [commit for commit in commits if commit.number >= first]
+    if kept:
+        files += files_of_state(catalog.refs.state(kept[0]))
+    for commit in kept:
         files += files_of_commit(commit)
     if commits:  # the newest version is always kept
         files += files_of_state(catalog.refs.state(commits[-1]))

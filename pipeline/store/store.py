@@ -15,12 +15,13 @@ from pipeline.store.append import QUARANTINE_COLUMNS, Outcome, commit_batch, wri
 from pipeline.store.catalog import Catalog
 from pipeline.store.changes import Changes, diff
 from pipeline.store.compact import Compacted, compact
-from pipeline.store.doctor import Examination, Repaired, examine, repair
+from pipeline.store.doctor import Examination, examine
 from pipeline.store.erase import erase, scrub
 from pipeline.store.gc import GRACE, Collected, collect
 from pipeline.store.places import open_objects
 from pipeline.store.reader import EpisodeIndex, Selection, Version
 from pipeline.store.remote import RemoteObjects
+from pipeline.store.repair import Repaired, repair
 from pipeline.store.writer import rows_of
 from schemas.episode import Episode
 from schemas.errors import NotFoundError, UsageError, suggest
