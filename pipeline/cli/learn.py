@@ -133,13 +133,15 @@ def evaluate(
     json: Json = False,
 ) -> None:
     from learners.checkpoint import load_checkpoint, restore
+    from learners.data import Pinned
     from learners.evaluate import evaluate as run_evaluation
     from learners.run import RunResult
 
     checkpoint = load_checkpoint(Path(run))
     learner = restore(checkpoint)
     evaluation = run_evaluation(learner, env, episodes)
-    _tell([RunResult(run, checkpoint.algo, checkpoint.step, 0.0, (), evaluation)], json)
+    data = tuple(Pinned(**pinned) for pinned in checkpoint.document.get("data", ()))
+    _tell([RunResult(run, checkpoint.algo, checkpoint.step, 0.0, data, evaluation)], json)
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

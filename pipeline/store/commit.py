@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from pipeline.store import ids, layout
 from pipeline.store.blocks import data_file
 from pipeline.store.objects import Objects
+from pipeline.store.recent import Recent
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, TransientError
 from schemas.version import (
@@ -36,6 +37,8 @@ from schemas.version import (
 CHECKPOINT_EVERY = 50
 """Every so many commits carry the whole state; a reader opens at most this many."""
 RETRY_SECONDS = 120.0
+KEEP_COMMITS = 4 * CHECKPOINT_EVERY
+KEEP_STATES = 64
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Refs:
         self._objects = objects
         self._guard = guard
         self._index = index
-        self._commits: dict[str, Commit] = {}
-        self._states: dict[str, State] = {}
+        self._commits = Recent(KEEP_COMMITS)
+        self._states = Recent(KEEP_STATES)
         self._heads: dict[str, int] = {}
         self._settled: dict[str, int] = {}
         """Number up to which a branch's commits are known to be durable."""
@@ -89,7 +92,8 @@ class Refs:
             DamagedStoreError: if the file is not a commit.
         """
         key = layout.commit(branch, number)
-        if key not in self._commits:
+
+        def load() -> Commit:
             try:
                 data = self._objects.read(key)
             except FileNotFoundError:
@@ -97,8 +101,9 @@ class Refs:
                     f"Expected a version {branch}:{number}, came none; `penstock log` lists them.",
                     where=key,
                 ) from None
-            self._commits[key] = _parse(data, key)
-        return self._commits[key]
+            return _parse(data, key)
+
+        return self._commits.get(key, load)
 
     def head(self, branch: str) -> Commit | None:
         """Returns the newest commit of a branch, or None if it has none.
@@ -121,21 +126,23 @@ class Refs:
 
     def state(self, commit: Commit) -> State:
         """Returns everything a commit shows, from the nearest commit that carries a state."""
+        return self._states.get(commit.id, lambda: self._fold(commit))
+
+    def _fold(self, commit: Commit) -> State:
         chain: list[Commit] = []
         at: Commit | None = commit
         state = State()
         while at is not None:
-            known = at.state or self._states.get(at.id)
-            if known is not None:
-                state = known
+            if at.state is not None:
+                state = at.state
+                break
+            if at.id in self._states:
+                state = self.state(at)
                 break
             chain.append(at)
             at = self.read(at.branch, at.number - 1) if at.number > 1 else None
         for later in reversed(chain):
             state = apply(state, later.operations)
-        self._states[commit.id] = state
-        if len(self._states) > 64:
-            self._states.pop(next(iter(self._states)))
         return state
 
     def history(self, commit: Commit) -> Iterator[Commit]:
@@ -227,7 +234,7 @@ class Refs:
             key = layout.commit(branch, commit.number)
             commit = _parse(data, key)  # what others will read, and proof that they can
             if self._objects.put_if_absent(key, data) or self._is_own(key, commit):
-                self._commits[key] = commit
+                self._commits.put(key, commit)
                 self._remember(commit)
                 return commit
             if time.monotonic() > deadline:

@@ -29,8 +29,16 @@ class Recent:
                 known: T = self._values[key]
                 return known
         value = make()
+        self.put(key, value)
+        return value
+
+    def put(self, key: str, value: Any) -> None:
+        """Keeps a value."""
         with self._lock:
             self._values[key] = value
             while len(self._values) > self._keep:
                 self._values.popitem(last=False)
-        return value
+
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return key in self._values
