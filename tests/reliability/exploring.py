@@ -45,13 +45,19 @@ def record(
     protocol: Callable[[Recorder], None],
     before: Callable[[Recorder], Before] | None = None,
 ) -> Recording:
-    """Runs a protocol and makes sure that the model knows every file it left."""
+    """Runs a protocol under the stand-in kernel."""
     kernel = Kernel(root)
     recorder = Recorder(kernel)
     if before is not None:
         kernel.before = before(recorder)
     with kernel:
         protocol(recorder)
+    return recorded(recorder)
+
+
+def recorded(recorder: Recorder) -> Recording:
+    """Returns what was recorded, and makes sure that the model knows every file it left."""
+    kernel = recorder.kernel
     model = Model()
     for call in kernel.trace:
         model.apply(call)
@@ -60,7 +66,9 @@ def record(
     return Recording(tuple(kernel.trace), recorder.truth)
 
 
-def explore(recording: Recording, limit: int, *, seed: int = 0, again_every: int = 1) -> Explored:
+def explore(
+    recording: Recording, limit: int, *, seed: int = 0, again_every: int = 1, since: int = 0
+) -> Explored:
     """Checks the states that a crash after each call may leave.
 
     Args:
@@ -68,6 +76,7 @@ def explore(recording: Recording, limit: int, *, seed: int = 0, again_every: int
         limit: how many states of each moment, at most.
         seed: of the random choice where there are more.
         again_every: in every so manieth state, what had been asked for is asked for again.
+        since: number of the first call after which there may be a crash.
     """
     explored = Explored()
     rng = random.Random(seed)
@@ -79,7 +88,7 @@ def explore(recording: Recording, limit: int, *, seed: int = 0, again_every: int
             told = call.note(told)
             checked, tried = _checks(told, recording.truth)
         model.apply(call)
-        for tree in _different(model.states(limit, rng)):
+        for tree in _different(model.states(limit, rng)) if number >= since else ():
             explored.states += 1
             is_tried = told.again and explored.states % again_every == 0
             fault = (tried if is_tried else checked)(Left(tree, STORE))
