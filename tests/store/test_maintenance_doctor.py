@@ -32,13 +32,17 @@ def made(name: str) -> Episode:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    return grown(tmp_path)
+
+
+def grown(folder: Path) -> Path:
     """Commits 1 to 8: a shard, six tails, scores."""
-    store = open_store(tmp_path / "s", create=True)
+    store = open_store(folder / "s", create=True)
     store.append([wide("shard-a"), wide("shard-b")])
     for name in names(6):
         store.append([episode(name)])
     score(store, {"e0": 0.5, "e1": 1.5})
-    return tmp_path / "s"
+    return folder / "s"
 
 
 def flip(path: Path) -> None:
@@ -137,6 +141,11 @@ def test_a_whole_store_is_whole(root: Path) -> None:
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_each_damage_is_named_and_repaired(root: Path, name: str) -> None:
+    judge_damage(root, name)
+
+
+def judge_damage(root: Path, name: str) -> None:
+    """Does damage; it is named, and all else is kept."""
     damage = DAMAGE[name]
     store = open_store(root)
     read_everything(store)  # whoever has read it all before is not deceived by his memory
@@ -161,6 +170,11 @@ def test_each_damage_is_named_and_repaired(root: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_work_goes_on_after_a_repair(root: Path, name: str) -> None:
+    judge_work_after(root, name)
+
+
+def judge_work_after(root: Path, name: str) -> None:
+    """Does damage and repairs it; what was lost comes back once, and maintenance goes on."""
     damage = DAMAGE[name]
     damage.do(root)
     open_store(root).repair()
@@ -206,6 +220,11 @@ def test_many_damages_at_once(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a commit missing", "the first commit missing", "a commit cut"])
 def test_nothing_goes_from_a_store_whose_commits_are_damaged(root: Path, name: str) -> None:
+    judge_that_nothing_goes(root, name)
+
+
+def judge_that_nothing_goes(root: Path, name: str) -> None:
+    """Does damage; a collection refuses."""
     DAMAGE[name].do(root)
     before = {path for path in root.rglob("*") if path.is_file()}
     for _ in range(2):

@@ -235,13 +235,18 @@ def test_the_sweep_keeps_what_a_tag_came_to_need() -> None:
 
 
 def grown() -> tuple[Store, MemoryObjects]:
-    """Versions 1 to 3 of tails, version 4 of one part; 1 is tagged, 2 is read by a run."""
+    """Version 1 holds a and is tagged, 3 holds b and is read by a run, 7 holds c and d anew."""
     store, objects = memory_store()
-    first, second, _ = (store.append(new(name)) for name in "abc")
-    store.tag("gold", first)
-    document = {"versions": [second.commit.ref.model_dump()]}
+    store.tag("gold", store.append(new("a")))
+    store.append(new("b"))
+    read = store.remove("episode_id == 'a'")
+    document = {"versions": [read.commit.ref.model_dump()]}
     objects.put({"refs/runs/r1/000000000000.json": json.dumps(document).encode()})
+    store.append(new("c"))
+    store.append(new("d"))
+    store.remove("episode_id == 'b'")
     store.compact(everything=True)
+    assert store.version().number == 7
     return store, objects
 
 
@@ -254,33 +259,33 @@ def collected(store: Store, objects: MemoryObjects) -> None:
 def test_all_versions_are_kept_by_default() -> None:
     store, objects = grown()
     collected(store, objects)
-    read_everything(again(objects), [f"main:{number}" for number in range(1, 5)])
+    read_everything(again(objects), [f"main:{number}" for number in range(1, 8)])
 
 
 def test_expired_versions_go_but_for_those_of_tags_and_runs() -> None:
     store, objects = grown()
-    expired = store.expire(before=4)
-    assert expired.number == 5
+    expired = store.expire(before=7)
+    assert expired.number == 8
     collected(store, objects)
-    read_everything(again(objects), ["main", "main:4", "gold", "main:1", "main:2"])
+    read_everything(again(objects), ["main", "main:7", "gold", "main:1", "main:3"])
     with pytest.raises(FilesExpiredError, match="expired"):
-        read_everything(again(objects), ["main:3"])
-    assert [version.number for version in again(objects).log()] == [5, 4, 3, 2, 1]
+        read_everything(again(objects), ["main:5"])
+    assert [version.number for version in again(objects).log()] == [8, 7, 6, 5, 4, 3, 2, 1]
     assert again(objects).doctor().damage == []
 
 
 def test_a_tag_or_branch_of_an_expired_version_is_refused() -> None:
     store, objects = grown()
-    store.expire(before=4)
+    store.expire(before=7)
     objects.wait(DAY_AND_MORE)
     store.gc()  # marked only: the files are still there
     for _ in range(2):
         with pytest.raises(FilesExpiredError, match="marked for deletion"):
-            store.tag("late", "main:3")
+            store.tag("late", "main:5")
         with pytest.raises(FilesExpiredError):
-            store.branch("late", "main:3")
+            store.branch("late", "main:5")
         with pytest.raises(FilesExpiredError):
-            store.revert("main:3")
+            store.revert("main:5")
         assert "late" not in {**store.tags(), **store.branches()}
         objects.wait(DAY_AND_MORE)
         store.gc()  # gone
@@ -288,7 +293,7 @@ def test_a_tag_or_branch_of_an_expired_version_is_refused() -> None:
 
 def test_what_a_deleted_tag_held_goes() -> None:
     store, objects = grown()
-    store.expire(before=4)
+    store.expire(before=7)
     collected(store, objects)
     store.delete_tag("gold")
     del objects.files["refs/runs/r1/000000000000.json"]
