@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.output import Json, StoreRef, emit, say, table
+
+if TYPE_CHECKING:
+    from pipeline.store.store import Store
 
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="The new name.")]
 List = Annotated[bool, typer.Option("--list", help="List the names.")]
@@ -34,24 +38,14 @@ def tag(
     delete: Delete = None,
     json: Json = False,
 ) -> None:
-    from pipeline.store.store import open_store, parse_ref
-    from schemas.errors import UsageError
-
-    url, ref = parse_ref(store)
-    opened = open_store(url)
-    if delete is not None:
-        opened.delete_tag(delete)
-    elif name is not None:
-        opened.tag(name, ref)
-    elif not list:
-        raise UsageError("Expected a NAME, --list or --delete NAME.")
+    opened, ref = _opened(store)
+    _change(name, delete, list, lambda new: opened.tag(new, ref), opened.delete_tag)
     tags = opened.tags()
     if json:
         emit({"tags": {name: ref.model_dump() for name, ref in tags.items()}})
     elif list:
-        table(
-            ("tag", "version", "id"), [(n, f"{r.branch}:{r.number}", r.id) for n, r in tags.items()]
-        )
+        rows = [(n, f"{r.branch}:{r.number}", r.id) for n, r in tags.items()]
+        table(("tag", "version", "id"), rows)
     else:
         say(f"deleted the tag {delete}" if delete else f"{name} -> {ref}")
 
@@ -63,17 +57,8 @@ def branch(
     delete: Delete = None,
     json: Json = False,
 ) -> None:
-    from pipeline.store.store import open_store, parse_ref
-    from schemas.errors import UsageError
-
-    url, ref = parse_ref(store)
-    opened = open_store(url)
-    if delete is not None:
-        opened.delete_branch(delete)
-    elif name is not None:
-        opened.branch(name, ref)
-    elif not list:
-        raise UsageError("Expected a NAME, --list or --delete NAME.")
+    opened, ref = _opened(store)
+    _change(name, delete, list, lambda new: opened.branch(new, ref), opened.delete_branch)
     branches = opened.branches()
     if json:
         emit({"branches": {name: v.commit.ref.model_dump() for name, v in branches.items()}})
@@ -84,11 +69,34 @@ def branch(
         say(f"closed the branch {delete}" if delete else f"{name} starts at {ref}")
 
 
-def revert(store: StoreRef, json: Json = False) -> None:
+def _opened(store: str) -> tuple[Store, str]:
     from pipeline.store.store import open_store, parse_ref
 
     url, ref = parse_ref(store)
-    version = open_store(url).revert(ref)
+    return open_store(url), ref
+
+
+def _change(
+    name: str | None,
+    delete: str | None,
+    is_listing: bool,
+    make: Callable[[str], object],
+    remove: Callable[[str], object],
+) -> None:
+    """Makes or removes a name, as asked."""
+    from schemas.errors import UsageError
+
+    if delete is not None:
+        remove(delete)
+    elif name is not None:
+        make(name)
+    elif not is_listing:
+        raise UsageError("Expected a NAME, --list or --delete NAME.")
+
+
+def revert(store: StoreRef, json: Json = False) -> None:
+    opened, ref = _opened(store)
+    version = opened.revert(ref)
     if json:
         emit({"version": version.id, "number": version.number, "branch": version.branch})
     else:
