@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test test-reliability lint format bench clean
 
 setup: $(READY)
 
@@ -21,6 +21,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The fault programme in full: crash states, kill -9, failing system calls, model, mutants.
+test-reliability: $(READY)
+	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 1200 \
+		tests/reliability tests/store/test_maintenance_*.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
