@@ -23,7 +23,7 @@ from tests.reliability.exploring import explore, recorded
 from tests.reliability.figures import tell
 from tests.reliability.kernel import Call, Kernel
 from tests.reliability.protocols import Recorder, batch, small
-from tests.reliability.sizes import size
+from tests.reliability.sizes import LONG, size
 from tests.store.makers import ids_of, read_everything, score
 
 Act = Callable[[Recorder, Store], object]
@@ -77,8 +77,12 @@ def begun(recorder: Recorder) -> Store:
     return store
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ACTS)
+SHORT = [*itertools.product(ACTS, ("EIO", "short write")), *itertools.product(["append"], FAULTS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), itertools.product(ACTS, FAULTS) if LONG else dict.fromkeys(SHORT)
+)
 def test_each_call_fails_once(name: str, fault: str, tmp_path: Path) -> None:
     failures = errors = 0
     for at in itertools.count(0, STRIDE[name]):
