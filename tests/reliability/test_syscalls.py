@@ -81,7 +81,7 @@ SHORT = [*itertools.product(ACTS, ("EIO", "short write")), *itertools.product(["
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), itertools.product(ACTS, FAULTS) if LONG else dict.fromkeys(SHORT)
+    ("name", "fault"), list(itertools.product(ACTS, FAULTS)) if LONG else list(dict.fromkeys(SHORT))
 )
 def test_each_call_fails_once(name: str, fault: str, tmp_path: Path) -> None:
     failures = errors = 0
