@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from schemas.episode import Episode
 from schemas.errors import EpisodeError
@@ -70,6 +70,49 @@ class Found:
     fault: EpisodeError | None = None
 
 
+Aspect = Literal[
+    "final_observation",
+    "terminated",
+    "truncated",
+    "actions",
+    "rewards",
+    "extras",
+    "columns",
+    "labels",
+    "task",
+    "policy",
+    "policy_version",
+    "kind",
+    "seed",
+    "success",
+    "collected_at",
+    "fps",
+    "dtypes",
+    "names",
+    "encodings",
+    "pixels",
+    "ids",
+]
+"""What of an episode a format may fail to hold: a fact or field of its own name, or
+
+*   `actions`, `rewards`: their absence, which the format cannot say;
+*   `dtypes`: values come back with another dtype (and its precision);
+*   `names`: observations or actions come back under other names, or flat instead of nested;
+*   `encodings`: pictures, texts or ragged rows come back in another encoding, without loss;
+*   `pixels`: pictures come back changed within a stated bound;
+*   `ids`: native episode ids.
+"""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One thing that a written format cannot hold. The conformance tests check each of them."""
+
+    aspect: Aspect
+    says: str
+    """In words, for whoever exports: what is lost, and when."""
+
+
 class Source(Protocol):
     """A readable format. Stateless: a class with two static functions would do."""
 
@@ -90,8 +133,8 @@ class Source(Protocol):
 class Sink(Protocol):
     """A writable format."""
 
-    def losses(self) -> tuple[str, ...]:
-        """Says in words what the format cannot hold."""
+    def losses(self) -> tuple[Loss, ...]:
+        """Declares what the format cannot hold; all that differs after write and read."""
         ...
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

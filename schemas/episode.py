@@ -16,7 +16,8 @@ import numpy as np
 
 from schemas.errors import EpisodeError
 from schemas.nesting import flatten
-from schemas.spec import RAW_KINDS, DatasetSpec, field_spec
+from schemas.packed import Packed, Rows, Video, spec_of
+from schemas.spec import RAW_KINDS, DatasetSpec
 
 Kind = Literal["demonstration", "rollout", "synthetic"]
 FinalObservation = Literal["present", "missing", "copied"]
@@ -45,10 +46,10 @@ class Episode:
 
     episode_id: str
     """`<namespace>/<native id>`, `c-<digest>-<k>`, or what a client chose; data, never a path."""
-    observations: Mapping[str, np.ndarray]
-    """Named arrays, each (T+1, ...), or (T, ...) where the final observation is missing. A plain
-    space is `{"observations": array}`; `{"state": ...}` or nested mappings and tuples become
-    `observations/state` and so on."""
+    observations: Mapping[str, Rows]
+    """Named arrays, or `Packed` and `Video` rows that are still encoded; each (T+1, ...), or
+    (T, ...) where the final observation is missing. A plain space is `{"observations": array}`;
+    `{"state": ...}` or nested mappings and tuples become `observations/state` and so on."""
     actions: np.ndarray | Mapping[str, np.ndarray] | None = None
     """(T, ...), or a mapping `actions/<name>` of such arrays; None where unknown."""
     rewards: np.ndarray | None = None
@@ -75,7 +76,7 @@ class Episode:
     """Further facts as the source states them; part of the digest."""
     labels: Mapping[str, Scalar] = field(default_factory=dict)
     """What a dataset says about its episodes from outside (filter keys, splits); not digested."""
-    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    extras: Mapping[str, Rows] = field(default_factory=dict)
     """Optional per-step arrays, T or T+1 rows, never part of a spec."""
     source: str | None = None
     """Where it came from: a dataset's name or address."""
@@ -88,11 +89,12 @@ class Episode:
 
         put("observations", _named("observations", self.observations))
         if isinstance(self.actions, Mapping | tuple):
-            put("actions", _named("actions", self.actions))
+            named = _named("actions", self.actions)
+            put("actions", {name: _numbers(array, name) for name, array in named.items()})
         elif self.actions is not None:
-            put("actions", _plain(self.actions, "actions"))
-        put("rewards", None if self.rewards is None else _plain(self.rewards, "rewards"))
-        put("extras", {name: _plain(array, name) for name, array in self.extras.items()})
+            put("actions", _numbers(self.actions, "actions"))
+        put("rewards", None if self.rewards is None else _numbers(self.rewards, "rewards"))
+        put("extras", {name: _rows(array, name) for name, array in self.extras.items()})
         for name, kind in _FACTS.items():
             put(name, _fact(getattr(self, name), name, kind))
         for facts in ("columns", "labels"):  # an absent fact and a null one are the same
@@ -131,10 +133,13 @@ class Episode:
     @property
     def flat_actions(self) -> dict[str, np.ndarray]:
         """The actions by full name; empty where unknown."""
-        return {} if self.actions is None else _named("actions", self.actions)
+        if self.actions is None:
+            return {}
+        named = self.actions if isinstance(self.actions, Mapping) else {"actions": self.actions}
+        return dict(named)
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Rows]:
         """All fields by full name: observations, actions, rewards, `extras/<name>`."""
         found = {**self.observations, **self.flat_actions}
         if self.rewards is not None:
@@ -146,7 +151,7 @@ class Episode:
     def spec(self) -> DatasetSpec:
         """The spec this episode is of; extras are not in it."""
         return DatasetSpec(
-            {n: field_spec(a) for n, a in self.arrays.items() if not n.startswith("extras/")}
+            {n: spec_of(a) for n, a in self.arrays.items() if not n.startswith("extras/")}
         )
 
     @property
@@ -192,7 +197,7 @@ class Episode:
                 code="length_mismatch",
                 where=where,
             )
-        steps = {**self.flat_actions}
+        steps: dict[str, np.ndarray] = {**self.flat_actions}
         if self.rewards is not None:
             steps["rewards"] = self.rewards
         for name, array in steps.items():
@@ -202,11 +207,11 @@ class Episode:
                     code="length_mismatch",
                     where=where,
                 )
-        for name, array in self.extras.items():
-            if len(array) not in (length, length + 1):
+        for name, extra in self.extras.items():
+            if len(extra) not in (length, length + 1):
                 raise EpisodeError(
                     f"Expected the extra {name!r} with {length} or {length + 1} rows, "
-                    f"came shape {array.shape}.",
+                    f"came shape {extra.shape}.",
                     code="length_mismatch",
                     where=where,
                 )
@@ -223,27 +228,37 @@ def has_transition(terminated: bool, final_observation: str) -> bool:
     return terminated or final_observation == "present"
 
 
-def _named(root: str, value: object) -> dict[str, np.ndarray]:
+def _named(root: str, value: object) -> dict[str, Rows]:
     """Full names for a field group; names that already start with the root are kept."""
     if (
         isinstance(value, Mapping)
         and value
         and all(str(name) == root or str(name).startswith(f"{root}/") for name in value)
     ):
-        return {str(name): _plain(array, str(name)) for name, array in value.items()}
-    return {name: _plain(array, name) for name, array in flatten(root, value).items()}
+        return {str(name): _rows(array, str(name)) for name, array in value.items()}
+    return {name: _rows(array, name) for name, array in flatten(root, value).items()}
 
 
-def _plain(value: object, name: str) -> np.ndarray:
+def _rows(value: object, name: str) -> Rows:
+    """Rows of a kind we hold: numbers, texts, or what is encoded already."""
+    if isinstance(value, Packed | Video):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.ndim == 1:
+        return Packed.texts(value.tolist())
+    return _numbers(value, name)
+
+
+def _numbers(value: object, name: str) -> np.ndarray:
     """An array of a dtype we hold, in this machine's byte order, with a time axis."""
     try:
-        array = np.asarray(value)
+        array = np.empty(0, object) if isinstance(value, Packed | Video) else np.asarray(value)
     except ValueError:  # rows of different lengths
         array = np.empty(0, object)
     if array.dtype.kind not in RAW_KINDS or array.dtype.itemsize > 8:
+        came = "encoded rows" if isinstance(value, Packed | Video) else f"{array.dtype}"
         raise EpisodeError(
             f"Expected {name} as an array of bool, integers or floats of at most 8 bytes, "
-            f"came dtype {array.dtype}.",
+            f"came {came}.",
             code="bad_dtype",
             where=name,
         )

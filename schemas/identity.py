@@ -12,18 +12,23 @@ import json
 import numpy as np
 
 from schemas.episode import Episode
+from schemas.packed import Packed, Rows, Video
 
 
 def digest(episode: Episode) -> str:
     """Returns the SHA-256 of an episode's content as 64 hex digits."""
     sha = hashlib.sha256()
-    arrays = {
+    arrays: dict[str, Rows] = {
         **episode.arrays,
         "terminated": np.asarray(episode.terminated),
         "truncated": np.asarray(episode.truncated),
     }
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        rows = arrays[name]
+        if isinstance(rows, Packed | Video):
+            _add_encoded(sha, name, rows)
+            continue
+        array = np.ascontiguousarray(rows)
         if array.dtype.byteorder == ">" or not np.little_endian:
             array = array.astype(array.dtype.newbyteorder("<"))
         sha.update(f"{name}\0{array.dtype.newbyteorder('<').str}\0{array.shape}\0".encode())
@@ -42,6 +47,19 @@ def digest(episode: Episode) -> str:
     }
     sha.update(json.dumps(facts, sort_keys=True).encode())
     return sha.hexdigest()
+
+
+def _add_encoded(sha: hashlib._Hash, name: str, rows: Packed | Video) -> None:
+    """Encoded rows count as they came: their bytes, or which frames of which files they name."""
+    spec = rows.spec
+    sha.update(f"{name}\0{spec.encoding}\0{spec.dtype}\0{rows.shape}\0".encode())
+    if isinstance(rows, Packed):
+        sha.update(np.ascontiguousarray(rows.offsets, "<i8").data)
+        sha.update(np.ascontiguousarray(rows.data).data)
+        return
+    sha.update("\0".join(media.sha256 for media in rows.media).encode())
+    sha.update(np.ascontiguousarray(rows.index, "<i4").data)
+    sha.update(np.ascontiguousarray(rows.timestamps, "<f8").data)
 
 
 def content_id(content_digest: str, count: int) -> str:

@@ -13,7 +13,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-Nested: TypeAlias = "np.ndarray | Mapping[str, Nested] | tuple[Nested, ...]"
+from schemas.packed import Packed, Rows, Video
+
+Nested: TypeAlias = "Rows | Mapping[str, Nested] | tuple[Nested, ...]"
 
 
 def escape(key: str) -> str:
@@ -33,31 +35,31 @@ def unescape(part: str) -> str:
     return part.replace("~1", "/").replace("~0", "~")
 
 
-def flatten(root: str, value: object) -> dict[str, np.ndarray]:
+def flatten(root: str, value: object) -> dict[str, Rows]:
     """Flattens a nested space value into `{name: array}`; a bare array is `{root: array}`.
 
     Args:
         root: the name of the whole, `observations` or `actions`.
-        value: an array, or mappings and tuples of arrays, nested to any depth.
+        value: an array or encoded rows, or mappings and tuples of them, nested to any depth.
     """
     if isinstance(value, Mapping):
         parts = [(escape(str(key)), child) for key, child in value.items()]
     elif isinstance(value, tuple):
         parts = [(str(index), child) for index, child in enumerate(value)]
     else:
-        return {root: np.asarray(value)}
-    flat: dict[str, np.ndarray] = {}
+        return {root: value if isinstance(value, Packed | Video) else np.asarray(value)}
+    flat: dict[str, Rows] = {}
     for part, child in parts:
         flat.update(flatten(f"{root}/{part}", child))
     return flat
 
 
-def nest(root: str, flat: Mapping[str, np.ndarray]) -> Nested:
+def nest(root: str, flat: Mapping[str, Rows]) -> Nested:
     """Inverse of `flatten`: the array named `root`, or the nested mapping or tuple below it."""
     if root in flat:
         return flat[root]
     prefix = f"{root}/"
-    groups: dict[str, dict[str, np.ndarray]] = {}
+    groups: dict[str, dict[str, Rows]] = {}
     for name, array in flat.items():
         if name.startswith(prefix):
             part = name[len(prefix) :].split("/", 1)[0]

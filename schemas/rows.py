@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from schemas.episode import Episode
-from schemas.spec import DatasetSpec, FieldSpec, field_spec
+from schemas.packed import Rows, join, pad_row, spec_of
+from schemas.spec import DatasetSpec, FieldSpec
 
 FLAGS = ("terminated", "truncated", "valid", "observation_valid")
 
@@ -51,32 +52,31 @@ def layout_of(episode: Episode) -> RowLayout:
     extras = {f"extras/{name}": array for name, array in episode.extras.items()}
     return RowLayout(
         spec=episode.spec,
-        extras={name: field_spec(array) for name, array in extras.items()},
+        extras={name: spec_of(array) for name, array in extras.items()},
         full_extras=frozenset(n for n, a in extras.items() if len(a) == episode.length + 1),
     )
 
 
-def to_rows(episode: Episode) -> dict[str, np.ndarray]:
-    """Returns all arrays of an episode with T+1 rows each."""
+def to_rows(episode: Episode) -> dict[str, Rows]:
+    """Returns all fields of an episode with T+1 rows each."""
     rows = episode.length + 1
     padded = {name: _pad(array, rows) for name, array in episode.arrays.items()}
     padded["terminated"] = _pad(np.asarray(episode.terminated), rows)
     padded["truncated"] = _pad(np.asarray(episode.truncated), rows)
     padded["valid"] = np.arange(rows) < rows - 1
-    padded["observation_valid"] = np.ones(rows, bool)
-    padded["observation_valid"][-1] = episode.final_observation == "present"
+    seen = np.ones(rows, bool)
+    seen[-1] = episode.final_observation == "present"
+    padded["observation_valid"] = seen
     return padded
 
 
-def join_rows(episodes: Iterable[Episode]) -> dict[str, np.ndarray]:
+def join_rows(episodes: Iterable[Episode]) -> dict[str, Rows]:
     """Returns the rows of several episodes of one layout, one after the other."""
     blocks = [to_rows(episode) for episode in episodes]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return {name: join([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def cut_padding(
-    name: str, rows: np.ndarray, final_observation: str, full_extra: bool
-) -> np.ndarray:
+def cut_padding(name: str, rows: Rows, final_observation: str, full_extra: bool) -> Rows:
     """Returns the real entries of one field of one episode's T+1 rows.
 
     Args:
@@ -90,10 +90,5 @@ def cut_padding(
     return rows if full_extra else rows[:-1]
 
 
-def _pad(array: np.ndarray, rows: int) -> np.ndarray:
-    if len(array) == rows:
-        return array
-    padded = np.empty((rows, *array.shape[1:]), array.dtype)
-    padded[:-1] = array
-    padded[-1] = np.nan if array.dtype.kind == "f" else 0
-    return padded
+def _pad(array: Rows, rows: int) -> Rows:
+    return array if len(array) == rows else pad_row(array)

@@ -14,7 +14,7 @@ import numpy as np
 
 from schemas.errors import SpecMismatchError
 
-Encoding = Literal["raw", "frames", "video"]
+Encoding = Literal["raw", "frames", "video", "ragged", "text"]
 
 # Kinds of dtype that a `raw` field may have: bool, signed and unsigned integers, floats.
 RAW_KINDS = "biuf"
@@ -25,11 +25,12 @@ class FieldSpec:
     """One named array of an episode, without its first (time) axis."""
 
     dtype: str
-    """NumPy dtype string in little-endian form, such as `<f4` or `|b1`."""
+    """NumPy dtype string in little-endian form, such as `<f4` or `|b1`; `str` for text."""
     shape: tuple[int, ...]
-    """Shape of one row."""
+    """Shape of one decoded row; -1 for an axis that varies from row to row."""
     encoding: Encoding = "raw"
-    """`raw` array, encoded `frames` (offsets + bytes), or `video` (media file + timestamps)."""
+    """`raw` array; encoded pictures (`frames`), `ragged` arrays or `text`, all three as offsets +
+    bytes; or `video` (media file + timestamps)."""
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -38,16 +39,12 @@ class FieldSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.numpy_dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        """Bytes of one decoded row; an axis that varies counts once."""
+        return self.numpy_dtype.itemsize * abs(int(np.prod(self.shape, dtype=np.int64)))
 
     def __str__(self) -> str:
-        return f"{self.numpy_dtype.name}{list(self.shape)}"
-
-
-def field_spec(array: np.ndarray) -> FieldSpec:
-    """Returns the spec of an array whose first axis is time."""
-    return FieldSpec(array.dtype.newbyteorder("<").str, tuple(array.shape[1:]))
+        encoding = "" if self.encoding == "raw" else f" {self.encoding}"
+        return f"{self.numpy_dtype.name}{list(self.shape)}{encoding}"
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "gymnasium": ("connectors.gymnasium", "learners", "pipeline.service.gym_wrapper"),
     "tensorflow": ("connectors",),
     "tensorflow_datasets": ("connectors",),
-    "av": ("connectors",),
+    "av": ("schemas.media", "connectors"),
+    "PIL": ("schemas.media", "connectors"),
 }
 """Heavy libraries, and the only places that may import them."""
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from schemas.errors import SpecMismatchError
-from schemas.spec import DatasetSpec, FieldSpec, differences, field_spec
+from schemas.packed import spec_of
+from schemas.spec import DatasetSpec, FieldSpec, differences
 from schemas.version import dataset_spec, spec_document
 
 F4, F8 = FieldSpec("<f4", (2,)), FieldSpec("<f8", (2,))
@@ -83,8 +84,8 @@ def test_specs_are_values() -> None:
     assert str(F4) == "float32[2]"
 
 
-def test_field_spec_is_little_endian_and_knows_its_bytes() -> None:
-    assert field_spec(np.zeros((9, 3, 2), ">f4")) == FieldSpec("<f4", (3, 2))
-    assert field_spec(np.zeros((9, 3, 2), ">f4")).row_bytes == 24
-    assert field_spec(np.zeros((9, 0, 2), bool)) == FieldSpec("|b1", (0, 2))
-    assert field_spec(np.zeros((9, 0, 2), bool)).row_bytes == 0
+def test_spec_of_is_little_endian_and_knows_its_bytes() -> None:
+    assert spec_of(np.zeros((9, 3, 2), ">f4")) == FieldSpec("<f4", (3, 2))
+    assert spec_of(np.zeros((9, 3, 2), ">f4")).row_bytes == 24
+    assert spec_of(np.zeros((9, 0, 2), bool)) == FieldSpec("|b1", (0, 2))
+    assert spec_of(np.zeros((9, 0, 2), bool)).row_bytes == 0
