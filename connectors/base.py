@@ -104,6 +104,13 @@ Aspect = Literal[
 """
 
 
+ABOUT: tuple[Aspect, ...] = (
+    *("task", "policy", "policy_version", "kind", "seed", "success", "collected_at", "fps"),
+    *("columns", "labels"),
+)
+"""What is said about an episode as a whole; formats without a place for it lose all of it."""
+
+
 @dataclass(frozen=True)
 class Loss:
     """One thing that a written format cannot hold. The conformance tests check each of them."""

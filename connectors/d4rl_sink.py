@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from connectors.base import UNIT_STEPS
+from connectors.base import ABOUT, UNIT_STEPS, Loss
 from connectors.files import new_dataset
 from schemas.episode import Episode
 from schemas.errors import UsageError
@@ -26,16 +26,19 @@ _COMPRESSION = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 class D4rlSink:
     """D4RL's HDF5 layout as a sink."""
 
-    def losses(self) -> tuple[str, ...]:
+    def losses(self) -> tuple[Loss, ...]:
         """Says what a D4RL file cannot hold (see `connectors.base.Sink`)."""
         return (
-            "ids, task, kind, policy, seed, success, fps, times, columns and labels of episodes",
-            "the name of a single named observation or action array",
-            "an episode that merely stops is written as truncated",
-            "final observations, unless every episode has one or is terminated",
-            "a missing final observation of a terminated episode becomes a copy of the last one",
-            "the last row of extras that have T+1 rows; extras that not all episodes have alike",
-            "metadata other than numbers and text",
+            Loss("ids", "D4RL rows have no ids"),
+            *(Loss(fact, "D4RL files say nothing about single episodes") for fact in ABOUT),
+            Loss("names", "a single named observation or action array becomes the plain one"),
+            Loss("truncated", "an episode that merely stops is written as truncated"),
+            Loss(
+                "final_observation",
+                "kept only where every episode has one or is terminated; that of a terminated "
+                "episode without one becomes a copy of the last",
+            ),
+            Loss("extras", "the last of T+1 rows, and extras that not all episodes have alike"),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from connectors import minari_arrow, minari_hdf5
+from connectors.base import Loss
 from connectors.facts import stated_facts
 from connectors.files import new_dataset
 from connectors.minari_layout import METADATA_FILE, STORAGES, Record
@@ -41,13 +42,17 @@ _SCORES = ("ref_min_score", "ref_max_score", "num_episodes_average_score")
 class MinariSink:
     """Minari datasets as a sink; `metadata["data_format"]` chooses the storage."""
 
-    def losses(self) -> tuple[str, ...]:
+    def losses(self) -> tuple[Loss, ...]:
         """Says what a Minari dataset cannot hold (see `connectors.base.Sink`)."""
         return (
-            "ids and labels of episodes; the columns id, total_steps and rewards_*",
-            "the last step of an episode that is not terminated and has no final observation",
-            "a missing final observation of a terminated episode becomes a copy of the last one",
-            "columns without a value",
+            Loss("ids", "Minari numbers its episodes"),
+            Loss("labels", "Minari has no filter keys"),
+            Loss("columns", "the columns id, total_steps and rewards_*, which Minari fills"),
+            Loss(
+                "final_observation",
+                "an episode without one that is not terminated loses its last step; that of a "
+                "terminated one becomes a copy of the last",
+            ),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -67,7 +67,7 @@ def validate(
 def export(
     store: StoreRef,
     out: str,
-    format: Annotated[str, typer.Option("--format", help="minari or d4rl.")],
+    format: Annotated[str, typer.Option("--format", help="`penstock formats` lists them.")],
     where: Annotated[str | None, typer.Option("--where", metavar="FILTER")] = None,
     json: Json = False,
 ) -> None:
@@ -76,7 +76,7 @@ def export(
     from pipeline.store.store import open_version
 
     for loss in registry.sink(format).losses():
-        note(f"{format} cannot hold: {loss}")
+        note(f"{format} cannot hold {loss.aspect}: {loss.says}")
     count = export_version(open_version(store), format, out, where)
     if json:
         emit({"format": format, "out": out, "episodes": count})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from connectors.base import Found, Listing, Sink, Source
+from connectors.base import Aspect, Found, Listing, Sink, Source
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, NotFoundError, UsageError
 from schemas.identity import digest
@@ -59,7 +60,7 @@ def check_sink(
     """Runs the contract on some episodes; returns what came back."""
     losses = sink.losses()
     assert losses
-    assert all(isinstance(text, str) and text for text in losses)
+    assert all(loss.aspect in get_args(Aspect) and loss.says for loss in losses)
     where = str(place / "out-v0")
     assert sink.write(iter(episodes), where, metadata) == len(episodes)
     came = healthy(source, where)
