@@ -19,6 +19,7 @@ from connectors.files import new_dataset
 from schemas.episode import Episode
 from schemas.errors import UsageError
 from schemas.nesting import nest
+from schemas.packed import Rows, plain, spec_of
 
 _COMPRESSION = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 
@@ -38,7 +39,12 @@ class D4rlSink:
                 "kept only where every episode has one or is terminated; that of a terminated "
                 "episode without one becomes a copy of the last",
             ),
-            Loss("extras", "the last of T+1 rows, and extras that not all episodes have alike"),
+            Loss(
+                "extras",
+                "the last of T+1 rows, texts, ragged rows, and extras that not all episodes have "
+                "alike",
+            ),
+            Loss("encodings", "pictures and videos are written decoded"),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
@@ -146,12 +152,13 @@ def _step_arrays(episode: Episode) -> dict[str, np.ndarray]:
     elif episode.is_terminated:
         rows["next_observations"] = np.concatenate([observations[1:], observations[-1:]])
     for name, array in episode.extras.items():
-        rows[f"infos/{name}"] = array[: episode.length]
+        if spec_of(array).is_regular:
+            rows[f"infos/{name}"] = plain(array[: episode.length])
     return rows
 
 
-def _single(root: str, arrays: Mapping[str, np.ndarray], episode: Episode) -> np.ndarray:
-    if len(arrays) != 1:
+def _single(root: str, arrays: Mapping[str, Rows], episode: Episode) -> np.ndarray:
+    if len(arrays) != 1 or not all(spec_of(array).is_regular for array in arrays.values()):
         raise UsageError(
             f"Expected one array of {root} in {episode.episode_id!r}, came "
             f"{', '.join(arrays) or 'none'}; D4RL holds flat arrays only.",
@@ -160,4 +167,4 @@ def _single(root: str, arrays: Mapping[str, np.ndarray], episode: Episode) -> np
     value = nest(root, arrays)
     while isinstance(value, Mapping | tuple):
         value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
-    return value
+    return plain(value)

@@ -24,6 +24,7 @@ from connectors.units import plan_units
 from schemas.episode import Episode, FinalObservation
 from schemas.errors import EpisodeError
 from schemas.nesting import Nested, flatten
+from schemas.packed import plain
 
 _STRUCTURAL = (
     "id",
@@ -106,7 +107,9 @@ def _episode(record: Record, dataset: Dataset, key: str) -> Episode:
 
 
 def _actions(value: Nested) -> np.ndarray | Mapping[str, np.ndarray]:
-    return value if isinstance(value, np.ndarray) else flatten("actions", value)
+    if isinstance(value, np.ndarray):
+        return value
+    return {name: plain(rows) for name, rows in flatten("actions", value).items()}
 
 
 def _final(attributes: Mapping[str, Any]) -> FinalObservation:

@@ -19,6 +19,7 @@ from connectors.minari_layout import MAIN_FILE, Dataset, Record
 from connectors.minari_spaces import Space
 from schemas.errors import EpisodeError, SourceError
 from schemas.nesting import Nested
+from schemas.packed import plain
 
 _FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 _TUPLE_PART = "_index_"
@@ -139,9 +140,10 @@ def _write(group: Any, name: str, value: Nested) -> None:
         for index, child in enumerate(value):
             _write(inner, f"{_TUPLE_PART}{index}", child)
     else:
-        limits = (None, *value.shape[1:])
-        chunks = True if value.size else (1, *(max(1, n) for n in value.shape[1:]))
-        group.create_dataset(name, data=value, chunks=chunks, maxshape=limits)
+        numbers = plain(value)
+        limits = (None, *numbers.shape[1:])
+        chunks = True if numbers.size else (1, *(max(1, n) for n in numbers.shape[1:]))
+        group.create_dataset(name, data=numbers, chunks=chunks, maxshape=limits)
 
 
 def _examples(before: str, names: set[str]) -> str:

@@ -30,6 +30,7 @@ from connectors.minari_spaces import box_json, fits, parse_space
 from schemas.episode import Episode, Scalar
 from schemas.errors import PenstockError, UsageError
 from schemas.nesting import Nested, nest
+from schemas.packed import plain, spec_of
 from schemas.spec import DatasetSpec
 
 MINARI_VERSION = "0.5.3"
@@ -46,6 +47,8 @@ class MinariSink:
         """Says what a Minari dataset cannot hold (see `connectors.base.Sink`)."""
         return (
             Loss("ids", "Minari numbers its episodes"),
+            Loss("encodings", "pictures and videos are written decoded"),
+            Loss("extras", "texts and ragged rows"),
             Loss("labels", "Minari has no filter keys"),
             Loss("columns", "the columns id, total_steps and rewards_*, which Minari fills"),
             Loss(
@@ -106,7 +109,7 @@ def _write_episodes(folder: Path, storage: str, episodes: Iterable[Episode]) -> 
         for episode in episodes:
             if written.spec is None:
                 written.spec = episode.spec
-                written.first = {name: array[:0] for name, array in episode.arrays.items()}
+                written.first = {n: plain(a[:0]) for n, a in episode.arrays.items()}
             _check(episode, written.spec, storage)
             record = _record(episode)
             if file is not None:
@@ -127,6 +130,8 @@ def _check(episode: Episode, spec: DatasetSpec, storage: str) -> None:
         raise refuse("Expected actions and rewards, one is missing")
     if episode.spec != spec:
         raise refuse(f"Expected the spec of the first episode, [{spec}], came [{episode.spec}]")
+    if not all(field.is_regular for field in episode.spec.fields.values()):
+        raise refuse(f"Expected numbers and pictures of one size, came [{episode.spec}]")
     if not _kept_steps(episode):
         raise refuse("Expected at least one step with an observation after it, came none")
     if storage != "hdf5":
@@ -144,7 +149,7 @@ def _kept_steps(episode: Episode) -> int:
 def _record(episode: Episode) -> Record:
     """Returns what is written of one episode: its arrays with T+1 observations."""
     steps = _kept_steps(episode)
-    observations = dict(episode.observations)
+    observations = {name: plain(rows) for name, rows in episode.observations.items()}
     if steps == episode.length and episode.final_observation == "missing":
         observations = {n: np.concatenate([a, a[-1:]]) for n, a in observations.items()}
     truncated = np.array(episode.truncated[:steps])
@@ -160,7 +165,11 @@ def _record(episode: Episode) -> Record:
         rewards=rewards[:steps],
         terminations=np.asarray(episode.terminated)[:steps],
         truncations=truncated,
-        infos={n: _cut_extra(a, episode.length, steps) for n, a in episode.extras.items()},
+        infos={
+            name: _cut_extra(plain(rows), episode.length, steps)
+            for name, rows in episode.extras.items()
+            if spec_of(rows).is_regular
+        },
         attributes=attributes,
     )
 

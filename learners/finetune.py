@@ -49,6 +49,7 @@ from pipeline.store.store import Store, open_store
 from pipeline.stream.mixture import Mixture
 from schemas.episode import Episode
 from schemas.errors import NameTakenError, SpecMismatchError
+from schemas.packed import Rows, plain
 from schemas.spec import DatasetSpec
 
 ROLLOUT_SEED = 2_000_000
@@ -243,8 +244,8 @@ def cast(episode: Episode, spec: DatasetSpec) -> Episode:
             f"Expected rollouts with the fields of the offline data [{spec}], came [{episode.spec}]"
         )
 
-    def as_spec(name: str, array: np.ndarray) -> np.ndarray:
-        return array.astype(spec.fields[name].numpy_dtype, copy=False)
+    def as_spec(name: str, rows: Rows) -> np.ndarray:
+        return plain(rows).astype(spec.fields[name].numpy_dtype, copy=False)
 
     return episode.replace(
         observations={name: as_spec(name, array) for name, array in episode.observations.items()},

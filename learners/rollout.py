@@ -192,7 +192,7 @@ def _wants_more(plan: Collection, slots: list[_Recording], past: int, begun: int
 
 def _copied(observation: Any) -> dict[str, np.ndarray]:
     # Some environments hand out one buffer again and again.
-    return {name: a.copy() for name, a in flatten("observations", observation).items()}
+    return {name: np.array(a) for name, a in flatten("observations", observation).items()}
 
 
 def _only_last(length: int, flag: bool) -> np.ndarray:

@@ -38,6 +38,11 @@ class FieldSpec:
         return np.dtype(self.dtype)
 
     @property
+    def is_regular(self) -> bool:
+        """True if decoded rows make one array of numbers: no texts, no axis that varies."""
+        return self.encoding not in ("text", "ragged") and min(self.shape, default=0) >= 0
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one decoded row; an axis that varies counts once."""
         return self.numpy_dtype.itemsize * abs(int(np.prod(self.shape, dtype=np.int64)))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from schemas.episode import Episode, has_transition
-from schemas.errors import UnknownNameError, suggest
+from schemas.errors import UnknownNameError, UsageError, suggest
 from schemas.metrics import FeatureSpec
+from schemas.packed import plain, spec_of
 
 MAX_STATE_DIMS = 256
 """A float field of more dims is an image or an embedding, and only scored on request."""
@@ -83,18 +84,20 @@ def extract(episode: Episode, spec: FeatureSpec) -> Features | None:
 
     Raises:
         UnknownNameError: if the spec names an observation field that the episode has not.
+        UsageError: if it names one of texts or of rows that vary in size.
     """
     names = _state_fields(episode, spec)
     actions = episode.flat_actions
     steps = episode.length
     if not names or not actions or not steps:
         return None
+    observations = {name: plain(episode.observations[name]) for name in names}
     layout = Layout(
         episode.task,
-        tuple((name, _dims(episode.observations[name])) for name in names),
+        tuple((name, _dims(array)) for name, array in observations.items()),
         tuple((name, _dims(a), a.dtype.kind != "f") for name, a in sorted(actions.items())),
     )
-    observed = _columns([episode.observations[name] for name in names])
+    observed = _columns(list(observations.values()))
     recorded = _columns([actions[name] for name, *_ in layout.actions])
     states = observed[:steps]
     next_states = np.full_like(states, np.nan)
@@ -123,9 +126,17 @@ def _state_fields(episode: Episode, spec: FeatureSpec) -> list[str]:
         return sorted(
             name
             for name, array in episode.observations.items()
-            if array.dtype.kind == "f" and _dims(array) <= MAX_STATE_DIMS
+            if isinstance(array, np.ndarray)
+            and array.dtype.kind == "f"
+            and _dims(array) <= MAX_STATE_DIMS
         )
     for name in spec.observations:
+        if name in episode.observations and not spec_of(episode.observations[name]).is_regular:
+            raise UsageError(
+                f"Expected observation fields of numbers to score, came {name!r} of "
+                f"{spec_of(episode.observations[name])}; leave it out.",
+                where=episode.episode_id,
+            )
         if name not in episode.observations:
             raise UnknownNameError(
                 f"Expected the observation fields {', '.join(spec.observations)} to score, "

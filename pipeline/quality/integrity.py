@@ -58,11 +58,14 @@ def check(episode: Episode, action_limit: float | None = None) -> Integrity:
     rows = max(episode.length, max((len(a) for a in episode.observations.values()), default=0))
     nan, inf = np.zeros(rows, bool), np.zeros(rows, bool)
     for name, array in episode.arrays.items():
-        # Extras may hold NaN by right: simulator states padded to a common width, say.
-        if array.dtype.kind == "f" and array.size and not name.startswith("extras/"):
-            flat = array.reshape(len(array), -1)
-            nan[: len(flat)] |= np.isnan(flat).any(1)[:rows]
-            inf[: len(flat)] |= np.isinf(flat).any(1)[:rows]
+        # Extras may hold NaN by right: simulator states padded to a common width, say. Encoded
+        # rows are pictures and texts, which have none.
+        if not isinstance(array, np.ndarray) or name.startswith("extras/"):
+            continue
+        if array.dtype.kind == "f" and array.size:
+            flat: np.ndarray = array.reshape(len(array), -1)
+            nan[: len(flat)] |= np.isnan(flat).any(axis=1)[:rows]
+            inf[: len(flat)] |= np.isinf(flat).any(axis=1)[:rows]
     backward, gaps = _clock_faults(episode, rows)
     early = np.zeros(rows, bool)
     flags = np.asarray(episode.terminated) | np.asarray(episode.truncated)
@@ -84,7 +87,7 @@ def _clock_faults(episode: Episode, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) bool each: rows whose time goes back or stands still, and rows after a gap."""
     backward, gaps = np.zeros(rows, bool), np.zeros(rows, bool)
     clock = episode.extras.get(CLOCK)
-    if clock is None or clock.ndim != 1 or len(clock) < 2:
+    if not isinstance(clock, np.ndarray) or clock.ndim != 1 or len(clock) < 2:
         return backward, gaps
     steps = np.diff(clock.astype(np.float64))
     forward = steps[steps > 0]
@@ -97,7 +100,8 @@ def _clock_faults(episode: Episode, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _constant_channels(episode: Episode) -> int:
     arrays = [*episode.observations.values(), *episode.flat_actions.values()]
-    flat = [array.reshape(len(array), -1) for array in arrays if len(array) > 1]
+    plain = [a for a in arrays if isinstance(a, np.ndarray) and len(a) > 1]
+    flat = [array.reshape(len(array), -1) for array in plain]
     return sum(int((array == array[0]).all(0).sum()) for array in flat)
 
 
