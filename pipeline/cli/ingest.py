@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,19 +12,31 @@ from pipeline.cli.output import Json, emit, note, say, size
 if TYPE_CHECKING:
     from pipeline.jobs.report import IngestReport
 
+Text = str | None
 Sources = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, or FORMAT:WHERE.")
+    list[str],
+    typer.Argument(metavar="SOURCE...", help="Files, folders, FORMAT:WHERE; or JOB.yaml."),
 ]
-Into = Annotated[str, typer.Option("--into", metavar="STORE", help="Made if it is not there.")]
-Format = Annotated[str | None, typer.Option("--format", help="By default told from the source.")]
-Branch = Annotated[str, typer.Option("--branch", help="Where the episodes go.")]
-Tag = Annotated[str | None, typer.Option("--tag", help="Name for the resulting version.")]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", help="In place of the dataset's own id.")
+Into = Annotated[Text, typer.Option(metavar="STORE", help="Made if it is not there.")]
+Name = Annotated[Text, typer.Option(help="Name of the job: one run of it at a time.")]
+Format = Annotated[Text, typer.Option(help="By default told from the source.")]
+Branch = Annotated[Text, typer.Option(help="Where the episodes go (main).")]
+Tag = Annotated[Text, typer.Option(help="Name for the resulting version.")]
+Namespace = Annotated[Text, typer.Option(help="In place of the dataset's own id.")]
+NewSpec = Annotated[
+    Text, typer.Option(metavar="NAME", help="Episodes of other fields join as NAME.")
 ]
-MaxEpisodes = Annotated[
-    int | None, typer.Option("--max-episodes", min=1, help="Only the first N of each source.")
+OnChange = Annotated[
+    Text, typer.Option(metavar="quarantine|replace", help="A known id with other content.")
 ]
+Link = Annotated[bool, typer.Option("--link", help="Refer to the sources' files, copy nothing.")]
+Gate = Annotated[Text, typer.Option(metavar="FILE", help="Quality rules (YAML).")]
+Dtype = Annotated[Text, typer.Option(help="Cast numbers with a fraction, such as float32.")]
+CommitEvery = Annotated[int | None, typer.Option(metavar="N", help="One commit per N episodes.")]
+MaxEpisodes = Annotated[int | None, typer.Option(metavar="N", help="The first N of each source.")]
+Backfill = Annotated[bool, typer.Option("--backfill", help="Read unchanged sources again too.")]
+Lag = Annotated[Text, typer.Option(metavar="TIME", help="Leave files younger than this (10m).")]
+Timeout = Annotated[Text, typer.Option(metavar="TIME", help="Give up after this (30m).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Read and check, write nothing.")]
 SingleWriter = Annotated[
     bool,
@@ -33,9 +45,15 @@ SingleWriter = Annotated[
         help="Nobody else writes to STORE: for storage without conditional writes.",
     ),
 ]
-Message = Annotated[str | None, typer.Option("--message", "-m", help="For the log.")]
-Engine = Annotated[str, typer.Option("--engine", help="in-process or beam.")]
-Runner = Annotated[str | None, typer.Option("--runner", help="A Beam runner, with --engine beam.")]
+SharedFilesystem = Annotated[
+    bool, typer.Option("--shared-filesystem", help="Workers elsewhere see the same paths.")
+]
+Message = Annotated[Text, typer.Option("--message", "-m", help="For the log.")]
+Engine = Annotated[Text, typer.Option(metavar="in-process|dask|beam", help="What does the work.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Processes that work at once.")]
+Dask = Annotated[Text, typer.Option(metavar="ADDRESS", help="A Dask scheduler.")]
+Runner = Annotated[Text, typer.Option(help="A Beam runner, with --engine beam.")]
+Every = Annotated[Text, typer.Option(metavar="TIME", help="Run again and again (5m).")]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,41 +68,45 @@ def register(app: typer.Typer) -> None:
 
 def ingest(
     sources: Sources,
-    into: Into,
+    into: Into = None,
+    name: Name = None,
     format: Format = None,
-    branch: Branch = "main",
+    branch: Branch = None,
     tag: Tag = None,
     namespace: Namespace = None,
+    new_spec: NewSpec = None,
+    on_change: OnChange = None,
+    link: Link = False,
+    gate: Gate = None,
+    dtype: Dtype = None,
+    commit_every: CommitEvery = None,
     max_episodes: MaxEpisodes = None,
+    backfill: Backfill = False,
+    lag: Lag = None,
+    timeout: Timeout = None,
     dry_run: DryRun = False,
     single_writer: SingleWriter = False,
+    shared_filesystem: SharedFilesystem = False,
     message: Message = None,
-    engine: Engine = "in-process",
+    engine: Engine = None,
+    workers: Workers = None,
+    dask: Dask = None,
     runner: Runner = None,
+    every: Every = None,
     json: Json = False,
 ) -> int:
+    flags = {flag: value for flag, value in locals().items() if flag not in ("sources", "json")}
+
     from pipeline.cli.progress import steps_bar
-    from pipeline.jobs.on_beam import run_ingest
+    from pipeline.jobs import engines
+    from pipeline.jobs.jobfile import job_of
     from pipeline.store.layout import new_id
-    from schemas.jobs import IngestJob
 
     wanted, options = _sources_and_options(sources, engine)
-    chosen = _runner_of(engine, runner)
-    job = IngestJob(
-        sources=wanted,
-        into=into,
-        format=format,
-        branch=branch,
-        tag=tag,
-        namespace=namespace,
-        max_episodes=max_episodes,
-        dry_run=dry_run,
-        single_writer=single_writer,
-        message=message,
-        run_id=new_id(),
-    )
+    asked = job_of(wanted, _given(flags))
+    job = asked.job(new_id())
     with steps_bar("ingest", quiet=json) as listener:
-        report = run_ingest(job, runner=chosen, options=options, listener=listener)
+        report = engines.run(job, asked.engine_config(options), listener)
     if json:
         emit({name: value for name, value in vars(report).items() if name != "guesses"})
     else:
@@ -94,26 +116,23 @@ def ingest(
     return 3 if report.episodes_quarantined else 0
 
 
-def _sources_and_options(given: list[str], engine: str) -> tuple[tuple[str, ...], list[str]]:
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """What was said on the command line, which holds against a job file."""
+    return {
+        name: value for name, value in flags.items() if value is not None and value is not False
+    }
+
+
+def _sources_and_options(
+    given: list[str], engine: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Parts sources from options we do not know, which are Beam's own (`--name=value`)."""
     from schemas.errors import UsageError
 
-    options = [argument for argument in given if argument.startswith("--")]
+    options = tuple(argument for argument in given if argument.startswith("--"))
     if options and engine != "beam":
         raise UsageError(f"No such option: {options[0]}; `penstock ingest --help` lists them.")
     return tuple(argument for argument in given if argument not in options), options
-
-
-def _runner_of(engine: str, runner: str | None) -> str:
-    from schemas.errors import UnknownNameError, UsageError, suggest
-
-    if engine not in ("in-process", "beam"):
-        raise UnknownNameError(
-            f"Expected an engine, came {engine!r}; {suggest(engine, ('in-process', 'beam'))}"
-        )
-    if runner is not None and engine != "beam":
-        raise UsageError("Expected --runner only with --engine beam.")
-    return runner or "FnApiRunner"
 
 
 def _tell(report: IngestReport) -> None:
