@@ -88,7 +88,7 @@ class SpecMismatchError(UsageError):
 
 
 class NameTakenError(UsageError):
-    """A branch or tag name that is in use, or closed for ever."""
+    """A name of a branch, tag or spec that is in use, or closed for ever."""
 
     kind = "name_taken"
 

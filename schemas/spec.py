@@ -81,22 +81,29 @@ class DatasetSpec:
             and not halves
         )
 
+    def merged(self, other: DatasetSpec) -> DatasetSpec | None:
+        """Returns the spec that accepts both; None if a shared field differs, or lacks in one."""
+        if self.accepts(other):
+            return self
+        merged = DatasetSpec({**self.fields, **other.fields})
+        if other.accepts(self) or (merged.accepts(self) and merged.accepts(other)):
+            return merged
+        return None
+
     def merge(self, other: DatasetSpec, where: str) -> DatasetSpec:
         """Returns the spec that accepts both.
 
         Raises:
             SpecMismatchError: if a shared field differs, or a field that must be there is not.
         """
-        if self.accepts(other):
-            return self
-        merged = DatasetSpec({**self.fields, **other.fields})
-        if other.accepts(self) or (merged.accepts(self) and merged.accepts(other)):
-            return merged
-        raise SpecMismatchError(
-            f"Expected episodes of the spec [{self}], came [{other}] ({differences(self, other)}); "
-            f"ingest them into another store, or cast the source.",
-            where=where,
-        )
+        merged = self.merged(other)
+        if merged is None:
+            raise SpecMismatchError(
+                f"Expected episodes of the spec [{self}], came [{other}] "
+                f"({differences(self, other)}); ingest them into another store, or cast the source.",
+                where=where,
+            )
+        return merged
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {field}" for name, field in self.fields.items())

@@ -79,6 +79,8 @@ class Overlay(Document):
     score_set: str | None
     columns: tuple[str, ...]
     episodes: int
+    without: tuple[DataFile, ...] = ()
+    """Id indexes of episodes that it no longer speaks of: their content was replaced."""
 
 
 class MetricRecord(Document):
@@ -149,6 +151,16 @@ class State(Document):
         return sum(part.steps for part in self.parts)
 
 
+class Replaced(Document):
+    """Episodes that leave because others come in under their ids."""
+
+    episodes: int = Field(ge=1)
+    parts: tuple[Part, ...]
+    """The parts that held them, as they are without; one without episodes leaves."""
+    overlays: tuple[Overlay, ...] = ()
+    """The overlays that spoke of them, as they are without."""
+
+
 class Append(Document):
     """New episodes, refused episodes, source states: one job's outcome."""
 
@@ -158,6 +170,10 @@ class Append(Document):
     known: tuple[DataFile, ...] = ()
     quarantine: tuple[DataFile, ...] = ()
     sources: Mapping[str, SourceState] = {}
+    replaced: Replaced | None = None
+    """What the new episodes stand in for."""
+    casts: Mapping[str, str] = {}
+    """Fields whose values were cast on their way in, `float64 to float32` by field name."""
 
 
 class Measure(Document):
@@ -249,6 +265,8 @@ def apply(state: State, operations: Iterable[Operation]) -> State:
     """
     for operation in operations:
         if isinstance(operation, Append):
+            if operation.replaced is not None:
+                state = _without(state, operation.replaced)
             state = state.model_copy(
                 update={
                     "specs": {**state.specs, **operation.specs},
@@ -273,6 +291,19 @@ def apply(state: State, operations: Iterable[Operation]) -> State:
             parts = _compacted(state.parts, operation)
             state = state.model_copy(update={"parts": parts})
     return state
+
+
+def _without(state: State, replaced: Replaced) -> State:
+    """Puts parts and overlays without the replaced episodes where those with them stood."""
+    cut = {part.id: part for part in replaced.parts}
+    parts = tuple(cut.get(part.id, part) for part in state.parts)
+    said = {overlay.file.key: overlay for overlay in replaced.overlays}
+    return state.model_copy(
+        update={
+            "parts": tuple(part for part in parts if part.episodes or part.id not in cut),
+            "overlays": tuple(said.get(one.file.key, one) for one in state.overlays),
+        }
+    )
 
 
 def _compacted(parts: tuple[Part, ...], operation: Compact) -> tuple[Part, ...]:
