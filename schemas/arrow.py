@@ -2,7 +2,9 @@
 
 A table has one column per field (scalars as primitive columns, arrays as fixed-size lists) and
 T+1 rows per episode; the schema's metadata carry the row layout and, for a single episode, its
-facts. Any Arrow reader can open it.
+facts. Encoded rows stay encoded: a text is a string, a picture or a ragged row a binary value, a
+frame of a video the number of a media file and a timestamp. The metadata name the media files of
+each field by their SHA-256. Any Arrow reader can open it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,18 @@ import pyarrow as pa
 
 from schemas.episode import Episode
 from schemas.errors import EpisodeError
+from schemas.packed import FindMedia, Media, Packed, Rows, Video, plain
 from schemas.rows import FLAGS, RowLayout, cut_padding, layout_of, to_rows
 from schemas.spec import DatasetSpec, FieldSpec
 
 LAYOUT_KEY = b"penstock.layout"
 FACTS_KEY = b"penstock.episode"
+MEDIA_KEY = b"penstock.media"
+"""Field name to the SHA-256 of its media files, as JSON; with `/<sha256>` behind it, a whole file:
+only the table of a single episode carries those."""
+_FRAME = pa.struct(
+    [pa.field("media", pa.int32(), False), pa.field("timestamp", pa.float64(), False)]
+)
 
 
 def layout_to_json(layout: RowLayout) -> dict[str, Any]:
@@ -57,21 +66,40 @@ def arrow_schema(layout: RowLayout) -> pa.Schema:
     """Returns the Arrow schema of rows of one layout."""
     columns = []
     for name, field in layout.fields.items():
-        kind = pa.from_numpy_dtype(field.numpy_dtype)
-        if field.shape:
-            kind = pa.list_(kind, int(np.prod(field.shape, dtype=np.int64)))
+        kind = _column_type(field)
         shape = json.dumps(list(field.shape)).encode()
         columns.append(pa.field(name, kind, nullable=False, metadata={b"shape": shape}))
     return pa.schema(columns, {LAYOUT_KEY: json.dumps(layout_to_json(layout)).encode()})
 
 
-def rows_to_table(rows: Mapping[str, np.ndarray], layout: RowLayout) -> pa.Table:
-    """Returns rows of one layout as a table."""
+def _column_type(field: FieldSpec) -> pa.DataType:
+    if field.encoding == "video":
+        return _FRAME
+    if field.encoding != "raw":
+        return pa.large_string() if field.encoding == "text" else pa.large_binary()
+    kind = pa.from_numpy_dtype(field.numpy_dtype)
+    return pa.list_(kind, int(np.prod(field.shape, dtype=np.int64))) if field.shape else kind
+
+
+def rows_to_table(rows: Mapping[str, Rows], layout: RowLayout) -> pa.Table:
+    """Returns rows of one layout as a table; media files are named in it, not held."""
     schema = arrow_schema(layout)
     count = len(rows["valid"])
     columns = []
+    media: dict[str, list[str]] = {}
     for column in schema:
-        values = pa.array(np.ascontiguousarray(rows[column.name]).reshape(-1))
+        mine = rows[column.name]
+        if isinstance(mine, Video):
+            media[column.name] = [one.sha256 for one in mine.media]
+            parts = [pa.array(mine.index, pa.int32()), pa.array(mine.timestamps, pa.float64())]
+            columns.append(pa.StructArray.from_arrays(parts, fields=list(_FRAME)))
+            continue
+        if isinstance(mine, Packed):
+            held = [np.ascontiguousarray(mine.offsets), np.ascontiguousarray(mine.data)]
+            buffers = [None, *map(pa.py_buffer, held)]
+            columns.append(pa.Array.from_buffers(column.type, count, buffers))
+            continue
+        values = pa.array(np.ascontiguousarray(mine).reshape(-1))
         if pa.types.is_fixed_size_list(column.type):
             size = column.type.list_size
             values = (
@@ -80,6 +108,9 @@ def rows_to_table(rows: Mapping[str, np.ndarray], layout: RowLayout) -> pa.Table
                 else pa.array([[]] * count, column.type)
             )
         columns.append(values)
+    if media:
+        named = {MEDIA_KEY: json.dumps(media).encode()}
+        schema = schema.with_metadata({**schema.metadata, **named})
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -88,13 +119,27 @@ def table_layout(table: pa.Table) -> RowLayout:
     return layout_from_json(json.loads(table.schema.metadata[LAYOUT_KEY]))
 
 
-def table_to_rows(table: pa.Table, fields: Mapping[str, FieldSpec]) -> dict[str, np.ndarray]:
-    """Returns some fields of a table as arrays of (rows, *shape); zero-copy where Arrow can."""
-    rows = {}
+def table_to_rows(
+    table: pa.Table, fields: Mapping[str, FieldSpec], find: FindMedia | None = None
+) -> dict[str, Rows]:
+    """Returns some fields of a table, (rows, *shape) each; zero-copy where Arrow can.
+
+    Args:
+        table: as `rows_to_table` makes it, or rows of it.
+        fields: which, and what they are.
+        find: where media files are; needed for fields of video.
+    """
+    rows: dict[str, Rows] = {}
     for name, field in fields.items():
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.num_chunks else column.chunk(0)
+        if field.encoding == "video":
+            rows[name] = _video(column, field, _media_of(table, name), find)
+            continue
+        if field.encoding != "raw":
+            rows[name] = _packed(column, field)
+            continue
         if pa.types.is_fixed_size_list(column.type):
             column = column.flatten()
         values = column.to_numpy(zero_copy_only=False).astype(field.numpy_dtype, copy=False)
@@ -102,12 +147,47 @@ def table_to_rows(table: pa.Table, fields: Mapping[str, FieldSpec]) -> dict[str,
     return rows
 
 
+def _packed(column: pa.Array, field: FieldSpec) -> Packed:
+    """A view of a column of strings or binary values."""
+    _, starts, data = column.buffers()
+    if not len(column):
+        return Packed(field, np.zeros(1, np.int64), np.zeros(0, np.uint8))
+    offsets = np.frombuffer(starts, np.int64)[column.offset : column.offset + len(column) + 1]
+    held = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    return Packed(field, offsets - offsets[0], held[offsets[0] : offsets[-1]])
+
+
+def _video(column: pa.Array, field: FieldSpec, names: list[str], find: FindMedia | None) -> Video:
+    if find is None:
+        raise EpisodeError(
+            f"Expected the media files of {field} with its rows, came none.", code="unreadable"
+        )
+    index, times = column.flatten()  # minds the slice, unlike `field`
+    return Video(
+        field,
+        tuple(map(find, names)),
+        index.to_numpy(zero_copy_only=False),
+        times.to_numpy(zero_copy_only=False),
+    )
+
+
+def _media_of(table: pa.Table, name: str) -> list[str]:
+    named = json.loads(table.schema.metadata.get(MEDIA_KEY, b"{}"))
+    return [str(sha256) for sha256 in named.get(name, [])]
+
+
 def episode_to_table(episode: Episode) -> pa.Table:
-    """Returns one episode as a table of T+1 rows that holds all of it."""
+    """Returns one episode as a table of T+1 rows that holds all of it.
+
+    Media files of videos come along whole, in the schema's metadata, which Arrow bounds at 2 GB.
+    """
     layout = layout_of(episode)
     table = rows_to_table(to_rows(episode), layout)
-    facts = json.dumps(facts_to_json(episode)).encode()
-    return table.replace_schema_metadata({**table.schema.metadata, FACTS_KEY: facts})
+    metadata = {**table.schema.metadata, FACTS_KEY: json.dumps(facts_to_json(episode)).encode()}
+    for rows in episode.arrays.values():
+        for media in rows.media if isinstance(rows, Video) else ():
+            metadata[MEDIA_KEY + f"/{media.sha256}".encode()] = media.load()
+    return table.replace_schema_metadata(metadata)
 
 
 def episode_from_table(table: pa.Table) -> Episode:
@@ -116,6 +196,16 @@ def episode_from_table(table: pa.Table) -> Episode:
     Raises:
         EpisodeError: if the table is not one that `episode_to_table` made.
     """
+
+    def find(sha256: str) -> Media:
+        media = Media.of(metadata.get(MEDIA_KEY + f"/{sha256}".encode(), b""))
+        if media.sha256 != sha256:
+            raise EpisodeError(
+                f"Expected the media file {sha256} with the table, came {media.sha256}.",
+                code="unreadable",
+            )
+        return media
+
     metadata = table.schema.metadata or {}
     if LAYOUT_KEY not in metadata or FACTS_KEY not in metadata:
         raise EpisodeError(
@@ -123,12 +213,16 @@ def episode_from_table(table: pa.Table) -> Episode:
             code="unreadable",
         )
     layout = table_layout(table)
-    rows = table_to_rows(table, layout.fields)
+    try:
+        table.validate(full=True)  # offsets that lead out of their buffer would be followed
+    except pa.ArrowInvalid as error:
+        raise EpisodeError(f"Expected a sound table, came {error}.", code="unreadable") from error
+    rows = table_to_rows(table, layout.fields, find)
     return episode_from_rows(rows, layout, json.loads(metadata[FACTS_KEY]))
 
 
 def episode_from_rows(
-    rows: Mapping[str, np.ndarray], layout: RowLayout, facts: Mapping[str, Any]
+    rows: Mapping[str, Rows], layout: RowLayout, facts: Mapping[str, Any]
 ) -> Episode:
     """Returns the episode that T+1 rows and its facts make.
 
@@ -143,15 +237,15 @@ def episode_from_rows(
         for name in layout.fields
         if name not in FLAGS
     }
-    actions = {name: array for name, array in cut.items() if name.startswith("actions")}
+    named: dict[str, Any] = {n: plain(a) for n, a in cut.items() if n.startswith("actions")}
     collected_at = facts["collected_at"]
     return Episode(
         episode_id=facts["episode_id"],
         observations={n: a for n, a in cut.items() if n.startswith("observations")},
-        actions=actions.get("actions", actions or None),
-        rewards=cut.get("rewards"),
-        terminated=rows["terminated"][:-1],
-        truncated=rows["truncated"][:-1],
+        actions=named.get("actions", named or None),
+        rewards=plain(cut["rewards"]) if "rewards" in cut else None,
+        terminated=plain(rows["terminated"])[:-1],
+        truncated=plain(rows["truncated"])[:-1],
         final_observation=final,
         task=facts["task"],
         kind=facts["kind"],

@@ -16,7 +16,7 @@ import numpy as np
 
 from schemas.errors import EpisodeError
 from schemas.nesting import flatten
-from schemas.packed import Packed, Rows, Video, spec_of
+from schemas.packed import Packed, Rows, Video, check, spec_of
 from schemas.spec import RAW_KINDS, DatasetSpec
 
 Kind = Literal["demonstration", "rollout", "synthetic"]
@@ -242,6 +242,7 @@ def _named(root: str, value: object) -> dict[str, Rows]:
 def _rows(value: object, name: str) -> Rows:
     """Rows of a kind we hold: numbers, texts, or what is encoded already."""
     if isinstance(value, Packed | Video):
+        check(value, name)
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.ndim == 1:
         return Packed.texts(value.tolist())

@@ -57,6 +57,7 @@ def _add_encoded(sha: hashlib._Hash, name: str, rows: Packed | Video) -> None:
         sha.update(np.ascontiguousarray(rows.offsets, "<i8").data)
         sha.update(np.ascontiguousarray(rows.data).data)
         return
+    rows = rows[:]  # media in the order of their first frames, wherever they were listed
     sha.update("\0".join(media.sha256 for media in rows.media).encode())
     sha.update(np.ascontiguousarray(rows.index, "<i4").data)
     sha.update(np.ascontiguousarray(rows.timestamps, "<f8").data)

@@ -17,7 +17,7 @@ import numpy as np
 
 from schemas import media
 from schemas.errors import EpisodeError
-from schemas.spec import FieldSpec
+from schemas.spec import RAW_KINDS, FieldSpec
 
 TEXT = FieldSpec("str", (), "text")
 
@@ -170,9 +170,10 @@ class Video:
         return 1 + len(self.spec.shape)
 
     def __getitem__(self, key: slice) -> Video:
-        """Some rows, with the media that they need."""
+        """Some rows, with the media that they need in the order of their first frames."""
         index, timestamps = self.index[key], self.timestamps[key]
-        used = [int(at) for at in np.unique(index) if at >= 0]
+        found, first = np.unique(index, return_index=True)
+        used = [int(at) for at in found[np.argsort(first)] if at >= 0]
         place = np.full(len(self.media) + 1, -1, np.int32)  # the last entry serves -1
         place[used] = np.arange(len(used))
         return Video(self.spec, tuple(self.media[at] for at in used), place[index], timestamps)
@@ -201,11 +202,84 @@ class Video:
 
 Rows: TypeAlias = np.ndarray | Packed | Video
 """What a field's rows may be."""
+FindMedia: TypeAlias = Callable[[str], Media]
+"""Returns a media file by its SHA-256."""
 
 
 def plain(rows: Rows) -> np.ndarray:
     """Returns rows as numbers, decoded if they are encoded."""
     return rows if isinstance(rows, np.ndarray) else rows.decode()
+
+
+def own(rows: Rows) -> Rows:
+    """Returns a copy that keeps no larger array alive, and can be written to."""
+    if isinstance(rows, Packed):
+        return Packed(rows.spec, rows.offsets.copy(), rows.data.copy())
+    if isinstance(rows, Video):
+        return Video(rows.spec, rows.media, rows.index.copy(), rows.timestamps.copy())
+    return rows.copy()
+
+
+def stored_bytes(rows: Rows) -> int:
+    """Returns the bytes that rows take as they are, encoded ones undecoded and without media."""
+    if isinstance(rows, Packed):
+        return rows.nbytes + rows.offsets.nbytes
+    if isinstance(rows, Video):
+        return rows.index.nbytes + rows.timestamps.nbytes
+    return rows.nbytes
+
+
+def check(rows: Packed | Video, name: str) -> None:
+    """Makes sure that encoded rows are what their spec says, as far as undecoded bytes tell.
+
+    Raises:
+        EpisodeError: with code `bad_dtype`, if they are not.
+    """
+    fault = _video_fault(rows) if isinstance(rows, Video) else _packed_fault(rows)
+    if fault:
+        raise EpisodeError(f"Expected {name} as {fault}.", code="bad_dtype", where=name)
+
+
+def _video_fault(rows: Video) -> str:
+    spec, index, times = rows.spec, rows.index, rows.timestamps
+    if spec.encoding != "video" or spec.dtype != "|u1" or len(spec.shape) != 3:
+        return f"video of |u1 (H, W, 3), came {spec}"
+    if index.dtype != np.int32 or times.dtype != np.float64 or index.shape != times.shape:
+        return f"int32 media and float64 timestamps, came {index.dtype} and {times.dtype}"
+    if index.ndim != 1 or (len(index) and not -1 <= index.min() <= index.max() < len(rows.media)):
+        return f"frames of {len(rows.media)} media files, came others"
+    if not np.isfinite(times[index >= 0]).all():
+        return "frames with finite timestamps, came others"
+    return ""
+
+
+def _packed_fault(rows: Packed) -> str:
+    spec, offsets, data = rows.spec, rows.offsets, rows.data
+    if offsets.dtype != np.int64 or data.dtype != np.uint8 or (offsets.ndim, data.ndim) != (1, 1):
+        return f"int64 offsets and uint8 bytes, came {offsets.dtype} and {data.dtype}"
+    sizes = np.diff(offsets)
+    if not len(offsets) or offsets[0] or offsets[-1] != len(data) or (sizes < 0).any():
+        return f"ascending offsets from 0 to {len(data)}, came others"
+    if spec.encoding == "frames":
+        is_known = spec.dtype in ("|u1", "<u2") and len(spec.shape) in (2, 3)
+        return "" if is_known else f"frames of |u1 or <u2 (H, W[, C]), came {spec}"
+    if spec.encoding == "text":
+        return _text_fault(rows) if spec == TEXT else f"text of {TEXT}, came {spec}"
+    if spec.encoding != "ragged" or spec.shape[:1] != (-1,):
+        return f"frames, text or ragged (-1, ...), came {spec}"
+    if min(spec.shape[1:], default=1) < 1 or spec.numpy_dtype.kind not in RAW_KINDS:
+        return f"ragged rows of numbers that vary in their first axis only, came {spec}"
+    return "" if not (sizes % spec.row_bytes).any() else f"whole rows of {spec}, came broken ones"
+
+
+def _text_fault(rows: Packed) -> str:
+    inner = rows.offsets[(rows.offsets > 0) & (rows.offsets < len(rows.data))]
+    try:
+        rows.data.tobytes().decode()
+    except UnicodeDecodeError:
+        return "UTF-8 text, came other bytes"
+    is_split = (rows.data[inner] & 0xC0 == 0x80).any()  # a row that starts within a character
+    return "UTF-8 text, came characters cut in two" if is_split else ""
 
 
 def spec_of(rows: Rows) -> FieldSpec:

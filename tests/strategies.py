@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from schemas.episode import KINDS, Episode
+from schemas.packed import Packed, Rows, Video
 
 DTYPES = ("?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 ODD_KEYS = ("", "~", "/", "~0", "~1", "~2", "~3", "~21", "0", "1", "10", "²", "é", "a/b", "🙂")
@@ -95,8 +96,21 @@ def _facts() -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-def same_array(one: np.ndarray, two: np.ndarray) -> bool:
-    """True if dtype, shape and every bit are equal."""
+def same_array(one: Rows, two: Rows) -> bool:
+    """True if dtype, shape and every bit are equal; encoded rows are compared as they are."""
+    if isinstance(one, Packed) and isinstance(two, Packed):
+        return one.spec == two.spec and list(one) == list(two)
+    if isinstance(one, Video) and isinstance(two, Video):
+        left, right = one[:], two[:]
+        return (
+            one.spec == two.spec
+            and left.media == right.media
+            and [media.load() for media in left.media] == [media.load() for media in right.media]
+            and same_array(left.index, right.index)
+            and same_array(left.timestamps, right.timestamps)
+        )
+    if not isinstance(one, np.ndarray) or not isinstance(two, np.ndarray):
+        return False
     return (
         one.dtype == two.dtype
         and one.shape == two.shape
