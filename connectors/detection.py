@@ -1,13 +1,189 @@
-"""Says which format a path is, by looking inside."""
+"""Says which format a path is, by looking inside: a table of rules, one row per thing to tell.
+
+A rule names the kind of thing (a folder, an HDF5 file, ...) and the members it needs and lacks.
+Exactly one format must fit. Where none or several do, the error says what was seen, member by
+member, and which formats come nearest.
+"""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from connectors.d4rl import REQUIRED
 from connectors.hdf5 import is_hdf5, open_hdf5
 from connectors.minari_layout import data_folder
 from schemas.errors import NotFoundError, SourceError
+
+Kind = Literal["folder", "hdf5", "npz", "parquet", "pickle", "other"]
+
+HDF5_SUFFIXES = (".hdf5", ".h5", ".hdf")
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
+_PICKLE_HEADS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_MOST_NAMES = 10_000
+_DEPTH = 4
+"""How deep the first file of a suffix is looked for below a folder."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is at a path; what costs anything is looked at when a rule asks for it."""
+
+    path: Path
+
+    @cached_property
+    def kind(self) -> Kind:
+        """Told from the first bytes; only Python's pickles are told by suffix too."""
+        if self.path.is_dir():
+            return "folder"
+        if is_hdf5(self.path):
+            return "hdf5"
+        head = self.head
+        if head.startswith(_PICKLE_HEADS) or self.path.suffix.lower() in PICKLE_SUFFIXES:
+            return "pickle"
+        if head.startswith(b"PAR1"):
+            return "parquet"
+        return "npz" if head.startswith(b"PK\x03\x04") and self._arrays else "other"
+
+    @cached_property
+    def head(self) -> bytes:
+        """The first 8 bytes of a file."""
+        with self.path.open("rb") as file:
+            return file.read(8)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What is in it: entries of a folder, members of an HDF5 file, arrays, columns."""
+        match self.kind:
+            case "folder":
+                return tuple(sorted(p.name for p in islice(self.path.iterdir(), _MOST_NAMES)))
+            case "hdf5":
+                with open_hdf5(self.path) as file:
+                    return tuple(file.names())
+            case "npz":
+                return self._arrays
+            case "parquet":
+                return columns(self.path)
+        return ()
+
+    def has(self, pattern: str) -> bool:
+        """True if a member has this name, glob or (in a folder) relative path."""
+        if "/" in pattern:
+            return (self.path / pattern).exists()
+        return any(fnmatchcase(name, pattern) for name in self.names)
+
+    def first(self, suffix: str) -> Look | None:
+        """The first file with a suffix, the path itself or below a folder; links are skipped."""
+        if self.path.is_file():
+            return self if self.path.suffix == suffix else None
+        found = next(_below(self.path, suffix, _DEPTH), None)
+        return Look(found) if found else None
+
+    @property
+    def says(self) -> str:
+        """In words, for people."""
+        match self.kind:
+            case "folder":
+                return f"a folder with {_some(self.names)}"
+            case "hdf5":
+                return f"an HDF5 file with {_some(self.names)}"
+            case "npz":
+                return f"an npz file with the arrays {_some(self.names)}"
+            case "parquet":
+                return f"a Parquet file with the columns {_some(self.names)}"
+        return f"a file that begins with {self.head!r}"
+
+    @cached_property
+    def _arrays(self) -> tuple[str, ...]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                found = archive.namelist()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+            return ()
+        arrays = [name.removesuffix(".npy") for name in found if name.endswith(".npy")]
+        return tuple(sorted(arrays)) if len(arrays) == len(found) else ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to recognise one format."""
+
+    format: str
+    kind: Kind
+    needs: tuple[str, ...] = ()
+    """Members that must all be there: names, globs, or relative paths."""
+    lacks: tuple[str, ...] = ()
+    """Members that must not."""
+    also: Callable[[Look], bool] = lambda _look: True
+    """Asked last, where names alone do not tell."""
+
+    def fits(self, look: Look) -> bool:
+        """True if a path looks like the format."""
+        return (
+            look.kind == self.kind
+            and all(look.has(name) for name in self.needs)
+            and not any(look.has(name) for name in self.lacks)
+            and self.also(look)
+        )
+
+    def nearness(self, look: Look) -> int:
+        """How many of its members are there."""
+        return sum(look.has(name) for name in self.needs) if look.kind == self.kind else 0
+
+
+def _parquet_has(*names: str) -> Callable[[Look], bool]:
+    """A test of the first Parquet file below: it has these columns."""
+
+    def test(look: Look) -> bool:
+        first = look.first(".parquet")
+        return first is not None and first.kind == "parquet" and set(names) <= set(first.names)
+
+    return test
+
+
+def _npz_has(*names: str) -> Callable[[Look], bool]:
+    """A test of the first npz file below: it has these arrays."""
+
+    def test(look: Look) -> bool:
+        first = look.first(".npz")
+        return first is not None and first.kind == "npz" and set(names) <= set(first.names)
+
+    return test
+
+
+def _is_minari(look: Look) -> bool:
+    return data_folder(str(look.path)) is not None
+
+
+D3RLPY = ("columns", "num_episodes")
+D3RLPY_V1 = ("episode_terminals", "discrete_action")
+
+RULES: tuple[Rule, ...] = (
+    Rule("minari", "folder", also=_is_minari),
+    Rule("minari", "hdf5", also=_is_minari),
+    Rule("robomimic", "hdf5", needs=("data",), also=lambda look: not _is_minari(look)),
+    *(Rule("d4rl", "hdf5", needs=(n,), lacks=("data", *D3RLPY, *D3RLPY_V1)) for n in REQUIRED),
+    Rule("d3rlpy", "hdf5", needs=D3RLPY),
+    *(Rule("d3rlpy", "hdf5", needs=("observations", "terminals", n)) for n in D3RLPY_V1),
+    Rule("torchrl", "folder", needs=("storage/storage_metadata.json",)),
+    Rule("torchrl", "folder", needs=("storage_metadata.json",)),
+    Rule("torchrl", "folder", needs=("meta.json", "*.memmap")),
+    Rule("rllib", "folder", also=_parquet_has("eps_id", "obs", "actions")),
+    Rule("rllib", "parquet", needs=("eps_id", "obs", "actions")),
+    Rule("rllib", "folder", also=_parquet_has("item")),
+    Rule("rllib", "parquet", needs=("item",)),
+    Rule("vd4rl", "folder", needs=("*.npz",), also=_npz_has("image", "action", "is_first")),
+    Rule("vd4rl", "npz", needs=("image", "action", "is_first")),
+)
 
 
 def detect(where: str) -> str:
@@ -15,38 +191,78 @@ def detect(where: str) -> str:
 
     Raises:
         NotFoundError: if there is nothing at `where`.
-        SourceError: if it is of no known format; says what was seen.
+        SourceError: if it is of no known format, or of several; says what was seen.
     """
     path = Path(where)
     if not path.exists():
         raise NotFoundError(f"Expected a dataset, there is nothing at {where}.", where=where)
-    if data_folder(where) is not None:
-        return "minari"
-    if path.is_dir():
-        raise _unknown(where, f"a folder with {_some(sorted(p.name for p in path.iterdir()))}")
-    if not is_hdf5(path):
-        raise _unknown(where, f"a file that begins with {_head(path)!r}")
-    with open_hdf5(path) as file:
-        names = file.names()
-    if "data" in names:
-        return "robomimic"
-    if set(REQUIRED) & set(names):
-        return "d4rl"
-    raise _unknown(where, f"an HDF5 file with {_some(names)}")
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing in it"
-
-
-def _unknown(where: str, seen: str) -> SourceError:
-    return SourceError(
-        f"Expected a dataset of a known format, {where} is {seen}; name the format if there is "
-        f"one for it.",
+    look = Look(path)
+    if look.kind == "pickle":
+        raise _pickled(where)
+    fitting = sorted({rule.format for rule in RULES if rule.fits(look)})
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " and ".join(fitting)
+        raise SourceError(
+            f"Expected a dataset of one format, {where} looks like {names}: it is {look.says}; "
+            f"say which it is, as in {fitting[0]}:{where}.",
+            where=where,
+        )
+    if look.kind == "folder" and any(look.has(f"*{suffix}") for suffix in PICKLE_SUFFIXES):
+        raise _pickled(where)
+    raise SourceError(
+        f"Expected a dataset of a known format, {where} is {look.says}; {_nearest(look)}name the "
+        f"format if there is one for it.",
         where=where,
     )
+
+
+def hdf5_files(where: str) -> list[str]:
+    """Returns the HDF5 files in a folder that holds nothing else; else nothing."""
+    path = Path(where)
+    if not path.is_dir() or path.is_symlink():
+        return []
+    files = [p for p in path.iterdir() if not p.name.startswith(".")]
+    if not all(p.suffix.lower() in HDF5_SUFFIXES and p.is_file() for p in files):
+        return []
+    return [str(p) for p in sorted(files)]
+
+
+def columns(path: Path) -> tuple[str, ...]:
+    """Returns the names of a Parquet file's columns, nothing where it cannot be read."""
+    try:
+        return tuple(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError, ValueError):
+        return ()
+
+
+def _below(folder: Path, suffix: str, depth: int) -> Iterator[Path]:
+    entries = sorted(islice(folder.iterdir(), _MOST_NAMES))
+    plain = [entry for entry in entries if not entry.is_symlink()]
+    yield from (entry for entry in plain if entry.suffix == suffix and entry.is_file())
+    if depth > 1:
+        for entry in plain:
+            if entry.is_dir():
+                yield from _below(entry, suffix, depth - 1)
+
+
+def _nearest(look: Look) -> str:
+    """The formats that share most with what was seen, and what they need."""
+    ranked = sorted(((rule.nearness(look), rule) for rule in RULES), key=lambda pair: -pair[0])
+    near = [rule for count, rule in ranked if count and count == ranked[0][0]][:2]
+    said = " or ".join(f"{rule.format} (needs {', '.join(rule.needs)})" for rule in near)
+    return f"nearest is {said}; " if near else ""
+
+
+def _pickled(where: str) -> SourceError:
+    return SourceError(
+        f"Expected data, {where} holds Python pickles, whose loading runs whatever code they "
+        f"bring: they are never opened here; where you trust the file, convert it to npz or HDF5 "
+        f"yourself (docs/formats.md has the lines for HIL-SERL's and others).",
+        where=where,
+    )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing in it"
