@@ -3,7 +3,7 @@
 An Arrow file is memory-mapped and its buffers are used where they lie, so it can never become
 larger than it is, unless its record batches are compressed: then a few bytes may claim gigabytes.
 The writers we read from never compress them, so such batches are refused. A Parquet file is held
-to what its schema says of one row: rows x width, at most 200 times the file, where that is more
+to what its footer says it becomes: rows x width, at most 200 times the file, where that is more
 than 64 MiB. Every table is validated in full before anything reads it: Arrow trusts its own
 offsets, and wrong ones end the process.
 """
@@ -11,6 +11,8 @@ offsets, and wrong ones end the process.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from schemas.errors import SourceError
 
 FREE_BYTES = 64 * 2**20
 RATIO = 200
+_PHYSICAL_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8}
 _MAGIC, _END = b"ARROW1\0\0", b"ARROW1"
 # Slots of the flatbuffer tables in Arrow's format/Message.fbs.
 _MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
@@ -60,25 +63,69 @@ def read_parquet(path: Path) -> pa.Table:
     Raises:
         SourceError: if it is not a whole one, or claims more than it may.
     """
+    with open_parquet(path) as file:
+        return read_groups(file, path)
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a Parquet file whose footer claims no more than it may; rows: `read_groups`.
+
+    Raises:
+        SourceError: if it is not a whole one, or claims more than it may.
+    """
     try:
-        with pq.ParquetFile(path) as file:
-            width = sum(_width(field.type) for field in file.schema_arrow)
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            stated = sum(group.total_byte_size for group in groups)
-            claimed = max(file.metadata.num_rows * width, stated)
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    with file:
+        try:
+            claimed = _claimed_bytes(file)
             allowed = max(FREE_BYTES, RATIO * path.stat().st_size)
-            if claimed > allowed:
-                raise SourceError(
-                    f"Expected at most {allowed:,} bytes in {path}, it claims {claimed:,} "
-                    f"(a decompression bomb?).",
-                    where=str(path),
-                )
-            table = file.read(use_threads=False)
-        _check_names(table.schema)
+            _check_names(file.schema_arrow)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        if claimed > allowed:
+            raise SourceError(
+                f"Expected at most {allowed:,} bytes in {path}, it claims {claimed:,} "
+                f"(a decompression bomb?).",
+                where=str(path),
+            )
+        yield file
+
+
+def read_groups(
+    file: pq.ParquetFile,
+    path: Path,
+    groups: Sequence[int] | None = None,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """Reads some row groups and columns of an open Parquet file, all of them by default.
+
+    Raises:
+        SourceError: if they cannot be read.
+    """
+    try:
+        chosen = range(file.metadata.num_row_groups) if groups is None else groups
+        names = None if columns is None else list(columns)
+        table = file.read_row_groups(list(chosen), columns=names, use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     return table
+
+
+def _claimed_bytes(file: pq.ParquetFile) -> int:
+    """Bytes that a file becomes when it is read, as its footer says: rows, values and pages."""
+    width = sum(_width(field.type) for field in file.schema_arrow)
+    pages = values = 0
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        pages += group.total_byte_size
+        for at in range(group.num_columns):
+            column = group.column(at)
+            values += column.num_values * _PHYSICAL_BYTES.get(column.physical_type, 0)
+    return int(max(file.metadata.num_rows * width, values, pages))
 
 
 def _check_names(fields: pa.Schema | pa.DataType) -> None:
