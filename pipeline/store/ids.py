@@ -65,6 +65,25 @@ def classify(indexes: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
     return seen
 
 
+def has_others(indexes: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    """Says of each key whether any index holds its id with another digest.
+
+    Args:
+        indexes: decoded index files.
+        pairs: (n, 2) uint64 keys.
+
+    Returns:
+        (n,) bool.
+    """
+    found = np.zeros(len(pairs), bool)
+    for index in indexes:
+        first = np.searchsorted(index[:, 0], pairs[:, 0], "left")
+        last = np.searchsorted(index[:, 0], pairs[:, 0], "right")
+        for at in np.flatnonzero(last > first):
+            found[at] |= bool((index[first[at] : last[at], 1] != pairs[at, 1]).any())
+    return found
+
+
 def mergeable(sizes: Sequence[int]) -> int:
     """Returns how many of the newest index files to merge into one.
 

@@ -6,7 +6,7 @@ reader. Memory holds one block per layout, never the whole input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ class WrittenBlock:
     rows: tuple[EpisodeRow, ...]
     positions: tuple[int, ...]
     """Where each episode stood in the input."""
+    came: DatasetSpec | None = None
+    """The episodes' own spec, where they were cast to this one."""
 
 
 @dataclass
@@ -38,30 +40,39 @@ class _Pile:
     layout: RowLayout
     episodes: list[tuple[int, Episode, EpisodeRow]]
     rows: int = 0
+    came: DatasetSpec | None = None
 
 
 def write_blocks(
-    objects: Objects, episodes: Iterable[tuple[Episode, EpisodeRow]], *, spec: str = "default"
+    objects: Objects,
+    episodes: Iterable[tuple[Episode, EpisodeRow]],
+    *,
+    spec: str = "default",
+    cast: Callable[[Episode], Episode] | None = None,
 ) -> Iterator[WrittenBlock]:
     """Writes episodes into blocks, each as soon as it is full.
 
     Args:
         objects: where.
         episodes: with their rows, as `schemas.table.episode_row` makes them.
-        spec: name of the spec they join.
+        spec: name of the spec they join, unless a commit settles another.
+        cast: gives what is to be written of an episode; its row stays that of what came.
 
     Yields:
         Durable blocks; every episode is in exactly one.
     """
     piles: dict[object, _Pile] = {}
     for position, (episode, row) in enumerate(episodes):
-        row_layout = layout_of(episode)
-        pile = piles.setdefault(row_layout.key, _Pile(row_layout, []))
+        stored = cast(episode) if cast else episode
+        came = None if stored is episode else episode.spec
+        row_layout = layout_of(stored)
+        key = (row_layout.key, came)
+        pile = piles.setdefault(key, _Pile(row_layout, [], came=came))
         added = episode.length + 1
         if pile.episodes and pile.rows + added > blocks.block_rows(row_layout):
             yield _write(objects, pile, spec)
-            pile = piles[row_layout.key] = _Pile(row_layout, [])
-        pile.episodes.append((position, episode, row))
+            pile = piles[key] = _Pile(row_layout, [], came=came)
+        pile.episodes.append((position, stored, row))
         pile.rows += added
     for pile in piles.values():
         yield _write(objects, pile, spec)
@@ -100,6 +111,7 @@ def _write(objects: Objects, pile: _Pile, spec: str) -> WrittenBlock:
             for (_, _, row), start in zip(pile.episodes, starts, strict=False)
         ),
         positions=tuple(position for position, _, _ in pile.episodes),
+        came=pile.came,
     )
 
 
