@@ -28,8 +28,8 @@ from learners.train import TrainConfig, train
 from pipeline.cli.output import note
 from pipeline.cli.progress import count_bar
 from pipeline.curation.select import Curation, apply
+from pipeline.jobs import engines
 from pipeline.jobs.measure import measure_version
-from pipeline.jobs.on_beam import run_ingest
 from pipeline.store.layout import new_id
 from pipeline.store.store import open_store
 from schemas.episode import Episode
@@ -191,8 +191,8 @@ def _demonstrations(scale: Scale) -> Iterator[Episode]:
 
 def _ingest(report: DemoReport, dataset: Path, store: str) -> None:
     job = IngestJob(sources=(str(dataset),), into=store, tag="demo-raw", run_id=new_id())
-    done = run_ingest(job)
-    again = run_ingest(job.model_copy(update={"run_id": new_id(), "tag": None}))
+    done = engines.run(job)
+    again = engines.run(job.model_copy(update={"run_id": new_id(), "tag": None}))
     report.versions["ingested"] = done.version or ""
     report.metrics["episodes_added"] = done.episodes_added
     report.metrics["steps_added"] = done.steps_added

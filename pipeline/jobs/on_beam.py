@@ -3,11 +3,13 @@
 An element is a reference to some episodes; rows are read and written inside one DoFn, and only
 small outcomes are gathered for the commit, which is the last step *inside* the pipeline. By default
 it runs on Beam's in-process FnApiRunner, by name, because `DirectRunner` downloads another engine
-where it can.
+where it can. Errors of ours come home as outcomes or in the run's record, so that they stay typed
+whatever a runner makes of exceptions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -16,15 +18,19 @@ logging.getLogger("apache_beam").setLevel(logging.ERROR)
 logging.getLogger("root").addHandler(logging.NullHandler())
 
 import apache_beam as beam  # noqa: E402
-from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions  # noqa: E402
 
-from pipeline.jobs import ingest, progress, records  # noqa: E402
+from pipeline.jobs import ingest, progress, records, workers  # noqa: E402
 from pipeline.jobs.progress import Listener  # noqa: E402
 from pipeline.jobs.report import IngestReport  # noqa: E402
 from schemas.errors import PenstockError, UsageError  # noqa: E402
 from schemas.jobs import IngestJob  # noqa: E402
 
 IN_PROCESS = "FnApiRunner"
+ON_THIS_MACHINE = (
+    *("fnapirunner", "directrunner", "switchingdirectrunner", "bundlebaseddirectrunner"),
+    "prismrunner",
+)
 
 
 def run_ingest(
@@ -32,14 +38,16 @@ def run_ingest(
     *,
     runner: str = IN_PROCESS,
     options: Sequence[str] = (),
+    reread: bool = False,
     listener: Listener | None = None,
 ) -> IngestReport:
     """Runs an ingest job as a Beam pipeline and returns its report.
 
     Args:
-        job: what to ingest.
+        job: what to ingest; no dry run, which leaves no record for its outcome to come home in.
         runner: a Beam runner by name.
         options: further Beam options as on a command line (`--direct_num_workers=2`).
+        reread: see `check_arrived`.
         listener: hears of progress, where the runner works in this process.
 
     Raises:
@@ -50,37 +58,70 @@ def run_ingest(
     prepared = ingest.prepare(job)
     beam_options = PipelineOptions([*options, f"--runner={runner}"])
     with progress.watch(job.run_id, listener):
-        result = _pipeline(job, prepared, beam_options).run()
+        result = _pipeline(job, prepared, reread, beam_options).run()
         result.wait_until_finish()
     return records.take(job)
 
 
 def refuse_dask(runner: str) -> None:
     """Raises for the one runner that reports success with results missing."""
-    if runner.rsplit(".", 1)[-1].lower() == "daskrunner":
+    if _short(runner) == "daskrunner":
         raise UsageError(
             "Beam's DaskRunner computes only the last leaf of a pipeline and drops tagged and "
-            "finish_bundle output, yet reports DONE; use --runner FnApiRunner or another runner."
+            "finish_bundle output, yet reports DONE; use --engine dask, or another --runner."
         )
 
 
-def _pipeline(job: IngestJob, prepared: ingest.Prepared, options: PipelineOptions) -> beam.Pipeline:
+def with_workers(runner: str, options: Sequence[str], processes: int | None) -> tuple[str, ...]:
+    """Returns Beam's options for a number of worker processes.
+
+    Raises:
+        UsageError: for a runner that takes it as an option of its own.
+    """
+    if processes is None:
+        return tuple(options)
+    if _short(runner) != IN_PROCESS.lower():
+        raise UsageError(
+            f"Expected --workers with Beam's {IN_PROCESS} only, came {runner}; say it in the "
+            f"runner's own options (--parallelism for Flink, --num_workers for Dataflow)."
+        )
+    if processes == 1:
+        return tuple(options)
+    mode = ("--direct_running_mode=multi_processing", f"--direct_num_workers={processes}")
+    return (*mode, *options)
+
+
+def is_elsewhere(runner: str, options: Sequence[str]) -> bool:
+    """True if a runner's workers may be on other hosts."""
+    if _short(runner) in ON_THIS_MACHINE:
+        return False
+    stated = PipelineOptions(list(options)).view_as(PortableOptions)
+    return bool(stated.environment_type != "LOOPBACK")
+
+
+def _short(runner: str) -> str:
+    return runner.rsplit(".", 1)[-1].lower()
+
+
+def _pipeline(
+    job: IngestJob, prepared: ingest.Prepared, reread: bool, options: PipelineOptions
+) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=options)
     _ = (
         pipeline
         | "Job" >> beam.Create([job])
         | "Units" >> beam.FlatMap(ingest.plan, prepared)
         | "Spread" >> beam.Reshuffle()
-        | "Load" >> beam.Map(ingest.load_unit)
+        | "Load" >> beam.Map(workers.load)
         | "Gather" >> beam.combiners.ToList()
-        | "Commit" >> beam.Map(_finish, job, prepared)
+        | "Commit" >> beam.Map(_finish, job, prepared, reread)
     )
     return pipeline
 
 
-def _finish(outcomes: list[ingest.UnitOutcome], job: IngestJob, prepared: ingest.Prepared) -> None:
-    """Commits, and leaves the report or the reason where the caller finds it."""
-    try:
-        records.leave(job, ingest.finish(job, prepared, outcomes))
-    except PenstockError as error:
-        records.leave(job, error)
+def _finish(
+    outcomes: list[ingest.UnitOutcome], job: IngestJob, prepared: ingest.Prepared, reread: bool
+) -> None:
+    """Commits; the report, or the reason why not, is in the run's record."""
+    with contextlib.suppress(PenstockError):
+        workers.commit(job, prepared, outcomes, reread)

@@ -1,8 +1,7 @@
 """Run records: what became of a job, for its caller and for later.
 
 The commit step of a pipeline may run in another process or on another host than whoever started
-the job. It leaves the outcome as `runs/<run id>.json` in the store, and in this process's memory
-for a caller in the same process (a dry run has no store to leave it in).
+the job. It leaves the outcome as `runs/<run id>.json` in the store; a dry run leaves nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +16,19 @@ from pipeline.store.store import open_store
 from schemas.errors import PenstockError, TransientError
 from schemas.jobs import IngestJob
 
-_left: dict[str, dict[str, Any]] = {}
-
 
 def leave(job: IngestJob, outcome: IngestReport | PenstockError) -> None:
     """Records how a job ended; a step that is run twice records once."""
+    if job.dry_run:
+        return
     if isinstance(outcome, PenstockError):
-        fields = {"kind": outcome.kind, "message": outcome.message, "where": outcome.where}
+        stated = {name: value for name, value in vars(outcome).items() if name[0] != "_"}
+        fields = {"kind": outcome.kind, **stated}
         record: dict[str, Any] = {"job": job.model_dump(), "error": fields}
     else:
         record = {"job": job.model_dump(), "report": asdict(outcome)}
-    _left[job.run_id] = record
-    if not job.dry_run:
-        objects = open_store(job.into).catalog.objects
-        objects.put_if_absent(layout.run_record(job.run_id), json.dumps(record).encode())
+    objects = open_store(job.into).catalog.objects
+    objects.put_if_absent(layout.run_record(job.run_id), json.dumps(record).encode())
 
 
 def take(job: IngestJob) -> IngestReport:
@@ -40,22 +38,18 @@ def take(job: IngestJob) -> IngestReport:
         PenstockError: the error that ended it.
         TransientError: if the engine came back without an outcome.
     """
-    record = _left.pop(job.run_id, None)
-    if record is None and not job.dry_run:
-        try:
-            data = open_store(job.into).catalog.objects.read(layout.run_record(job.run_id))
-        except FileNotFoundError:
-            data = b"null"
-        record = json.loads(data)
-    if record is None:
+    try:
+        data = open_store(job.into).catalog.objects.read(layout.run_record(job.run_id))
+    except FileNotFoundError:
         raise TransientError(
             "The engine ended without an outcome of the job; nothing of it is sure to be "
             "committed; run it again.",
             where=job.into,
-        )
+        ) from None
+    record = json.loads(data)
     if "error" in record:
         fields = record["error"]
-        raise _class_of(fields["kind"])(fields["message"], where=fields["where"])
+        raise _class_of(fields.pop("kind"))(**fields)
     report = record["report"]
     return IngestReport(**{**report, "guesses": tuple(report["guesses"])})
 

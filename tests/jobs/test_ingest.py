@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.jobs.on_beam import run_ingest
+from pipeline.jobs import engines
 from pipeline.store.layout import new_id
 from pipeline.store.store import open_store
 from schemas.errors import (
@@ -21,13 +21,14 @@ from schemas.errors import (
     UnknownNameError,
     UsageError,
 )
-from schemas.jobs import IngestJob
+from schemas.jobs import EngineConfig, IngestJob
 from tests.episodes import write_d4rl
 
 
-def ingest(store: Path, *sources: Path | str, runner: str = "FnApiRunner", **options):
+def ingest(store: Path, *sources: Path | str, runner: str | None = None, **options):
     job = IngestJob(sources=tuple(map(str, sources)), into=str(store), run_id=new_id(), **options)
-    return run_ingest(job, runner=runner)
+    engine = EngineConfig(engine="beam", runner=runner) if runner else None
+    return engines.run(job, engine)
 
 
 def float32_hash(array: np.ndarray) -> str:
@@ -182,7 +183,7 @@ def test_beams_dask_runner_is_refused_with_the_reason(tmp_path):
 def test_a_run_leaves_its_record(tmp_path):
     source = write_d4rl(tmp_path / "a.hdf5", [5])
     job = IngestJob(sources=(str(source),), into=str(tmp_path / "s"), run_id="nightly-7")
-    report = run_ingest(job)
+    report = engines.run(job)
     record = json.loads((tmp_path / "s" / "runs" / "nightly-7.json").read_text())
     assert record["report"]["version"] == report.version
 
