@@ -1,34 +1,37 @@
 """Committing episodes: exactly once by id, refused ones beside them, one atomic act.
 
 The rows of an append are planned on the head they are committed on: ids the branch knows are
-dropped, a known id with other content is refused as `id_conflict`, and after a lost race all of
-that is decided again. So racing writers of the same ids store each once, and a re-run adds nothing.
+dropped, a known id with other content is refused as `id_conflict` or takes the place of the old
+one, the spec that blocks join is settled, and after a lost race all of that is decided again. So
+racing writers of the same ids store each once, and a re-run adds nothing.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.store import blocks, ids, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft
+from pipeline.store.joining import Casting, Joining, cast_to_fit
+from pipeline.store.known import Known, OnChange
+from pipeline.store.replace import replaced
 from pipeline.store.writer import WrittenBlock, rows_in_order, write_blocks
 from schemas.document import DataFile
 from schemas.episode import Episode
-from schemas.spec import DatasetSpec
 from schemas.table import EpisodeRow, rows_to_table
 from schemas.version import (
     Append,
+    Block,
     Commit,
     Part,
     SourceState,
     State,
-    dataset_spec,
     spec_document,
 )
 
@@ -85,10 +88,17 @@ class Outcome:
     known: int
     refusals: tuple[Refusal, ...]
     """All refusals of this batch, those of earlier runs included."""
+    replaced: tuple[EpisodeRow, ...] = ()
+    """Those that came in the place of others; not among the added ones."""
 
 
 def write_new(
-    catalog: Catalog, branch: str, episodes: Iterable[tuple[Episode, EpisodeRow]]
+    catalog: Catalog,
+    branch: str,
+    episodes: Iterable[tuple[Episode, EpisodeRow]],
+    *,
+    on_change: OnChange = "quarantine",
+    casting: Casting = "none",
 ) -> Batch:
     """Writes the episodes that a branch does not know yet; the others need no block.
 
@@ -96,23 +106,25 @@ def write_new(
         catalog: the store.
         branch: whose newest version is asked.
         episodes: with their rows.
+        on_change: as for `commit_batch`; `replace` writes changed episodes too.
+        casting: as for `commit_batch`.
     """
     head = catalog.refs.head(branch)
-    known = catalog.refs.state(head).known if head else ()
-    indexes = [catalog.id_index(file) for file in known]
+    state = catalog.refs.state(head) if head else State()
+    known = Known(catalog, state, on_change)
     offered: list[tuple[EpisodeRow, bool]] = []
 
-    def unknown() -> Iterator[tuple[Episode, EpisodeRow]]:
+    def wanted() -> Iterator[tuple[Episode, EpisodeRow]]:
         for episode, row in episodes:
-            seen = ids.classify(indexes, ids.keys([(row.episode_id, row.digest)]))
-            is_new = bool(seen[0] == ids.Seen.NEW)
-            offered.append((row, is_new))
-            if is_new:
+            is_wanted = known.is_wanted(row.episode_id, row.digest)
+            offered.append((row, is_wanted))
+            if is_wanted:
                 yield episode, row
 
-    written = tuple(write_blocks(catalog.objects, unknown()))
+    cast = functools.partial(cast_to_fit, state=state, casting=casting)
+    written = tuple(write_blocks(catalog.objects, wanted(), cast=cast))
     placed = iter(rows_in_order(written))
-    return Batch(written, [next(placed) if is_new else row for row, is_new in offered])
+    return Batch(written, [next(placed) if is_wanted else row for row, is_wanted in offered])
 
 
 def commit_batch(
@@ -123,6 +135,9 @@ def commit_batch(
     message: str,
     run_id: str,
     base: int | None = None,
+    new_spec: str | None = None,
+    on_change: OnChange = "quarantine",
+    casting: Casting = "none",
 ) -> Outcome:
     """Commits a batch to a branch; what is known already is not added again.
 
@@ -133,36 +148,54 @@ def commit_batch(
         message: one line for the log.
         run_id: the job's own id.
         base: see `Refs.publish`.
+        new_spec: name of the spec that episodes join which fit none of the branch's.
+        on_change: what becomes of an episode whose id is known with other content: refused, or
+            put in the place of the old one.
+        casting: which episodes are cast to a spec of equal names and shapes that they would not
+            fit otherwise.
 
     Raises:
-        SpecMismatchError: if the episodes do not fit the branch's spec; nothing is committed.
+        SpecMismatchError: if the episodes fit no spec of the branch, or several; nothing is
+            committed.
+        NameTakenError: if `new_spec` is the name of a spec that they do not fit.
     """
-    planner = _Planner(catalog, batch)
+    if new_spec is not None:
+        layout.check_name(new_spec, "spec")
+    planner = _Planner(catalog, batch, Joining(catalog, new_spec, casting), on_change)
     commit = catalog.refs.publish(branch, planner.plan, message=message, run_id=run_id, base=base)
-    return Outcome(commit, planner.added, planner.known, planner.refusals)
+    return Outcome(commit, planner.added, planner.known, planner.refusals, planner.replaced)
 
 
 class _Planner:
     """Plans one batch on one head after another; remembers the last plan's outcome."""
 
-    def __init__(self, catalog: Catalog, batch: Batch) -> None:
+    def __init__(
+        self, catalog: Catalog, batch: Batch, joining: Joining, on_change: OnChange
+    ) -> None:
         self._catalog = catalog
         self._batch = batch
+        self._joining = joining
+        self._on_change = on_change
         # As a commit will give them back: JSON knows no NaN and no tuples.
         self._sources = {
             name: SourceState.model_validate_json(source.model_dump_json())
             for name, source in batch.sources.items()
         }
-        self._files: tuple[tuple[str, ...], Part | None, DataFile | None] = ((), None, None)
+        self._parts: dict[object, Part] = {}
+        self._indexes: dict[object, DataFile] = {}
         self.added: tuple[EpisodeRow, ...] = ()
+        self.replaced: tuple[EpisodeRow, ...] = ()
         self.known = 0
         self.refusals: tuple[Refusal, ...] = ()
 
     def plan(self, _head: Commit | None, state: State) -> Draft | None:
-        rows, conflicts = self._dedupe(state)
-        self.added = tuple(rows)
+        found = Known(self._catalog, state, self._on_change).sort(self._batch.rows)
+        self.added = found.new
+        self.replaced = tuple(row for row, _ in found.changed)
+        conflicts = (_conflict(row, digest) for row, digest in found.conflicts)
         self.refusals = (*self._batch.refusals, *conflicts)
-        self.known = len(self._batch.rows) - len(rows) - len(conflicts)
+        rows = list(found.coming)
+        self.known = len(self._batch.rows) - len(rows) - len(found.conflicts)
         sources = {
             name: source
             for name, source in self._sources.items()
@@ -171,38 +204,19 @@ class _Planner:
         fresh = self._fresh_refusals(state)
         if not rows and not fresh and not sources:
             return None
-        part, index = self._write_part(rows)
-        specs = self._specs(state, {row.block for row in rows}) if rows else {}
+        joined = self._joining.join(state, self._batch.written, rows)
+        places = [place for _, place in found.changed]
         operation = Append(
-            specs={name: spec_document(spec) for name, spec in specs.items()},
-            parts=(part,) if part else (),
-            known=(index,) if index else (),
+            specs={name: spec_document(spec) for name, spec in joined.specs.items()},
+            parts=tuple(self._write_part(of, joined.blocks) for of in joined.groups.values()),
+            known=(self._write_index(rows),) if rows else (),
             quarantine=(self._write_refusals(fresh),) if fresh else (),
             sources=sources,
+            replaced=replaced(self._catalog, state, places) if places else None,
+            casts=joined.casts,
         )
-        return Draft((operation,))
-
-    def _dedupe(self, state: State) -> tuple[list[EpisodeRow], list[Refusal]]:
-        """Splits the batch into rows to add and conflicts; known rows are in neither."""
-        rows = self._batch.rows
-        keys = ids.keys((row.episode_id, row.digest) for row in rows)
-        indexes = [self._catalog.id_index(file) for file in state.known]
-        seen = ids.classify(indexes, keys)
-        first: dict[str, str] = {}
-        add, conflicts = [], []
-        for row, verdict in zip(rows, seen, strict=True):
-            known_digest = first.get(row.episode_id)
-            if verdict == ids.Seen.OTHER and known_digest is None:
-                # Not among the kept rows: a curated branch dropped it, and still knows it.
-                known_digest = _stored_digest(self._catalog, state, row.episode_id) or "dropped"
-            if verdict == ids.Seen.KNOWN or known_digest == row.digest:
-                continue
-            if known_digest is not None:
-                conflicts.append(_conflict(row, known_digest))
-                continue
-            first[row.episode_id] = row.digest
-            add.append(row)
-        return add, conflicts
+        said = ", ".join(f"{name} {cast}" for name, cast in joined.casts.items())
+        return Draft((operation,), note=f"; cast {said}" if said else "")
 
     def _fresh_refusals(self, state: State) -> list[Refusal]:
         listed: set[tuple[str | None, ...]] = set()
@@ -214,39 +228,32 @@ class _Planner:
         fresh = {refusal.key: refusal for refusal in self.refusals}
         return [refusal for key, refusal in fresh.items() if key not in listed]
 
-    def _write_part(self, rows: list[EpisodeRow]) -> tuple[Part | None, DataFile | None]:
-        """Writes the rows and their id index, unless the last plan wrote the same."""
-        names = tuple(row.episode_id for row in rows)
-        if not rows or names == self._files[0]:
-            return (self._files[1], self._files[2]) if rows else (None, None)
-        name = layout.new_id()
-        table = parquet_bytes(rows_to_table(rows))
-        index = ids.encode(ids.keys((row.episode_id, row.digest) for row in rows))
-        files = {layout.episode_rows(name): table, layout.id_index(name): index}
-        self._catalog.objects.put(files)
-        used = {row.block for row in rows}
-        part = Part(
-            id=name,
-            episodes=len(rows),
-            steps=sum(row.length for row in rows),
-            rows=blocks.data_file(layout.episode_rows(name), table),
-            blocks=tuple(w.block for w in self._batch.written if w.block.id in used),
-        )
-        file = blocks.data_file(layout.id_index(name), index)
-        self._catalog.keep_index(file, index)
-        self._files = (names, part, file)
-        return part, file
+    def _write_part(self, rows: list[EpisodeRow], known: Mapping[str, Block]) -> Part:
+        """Writes rows of one spec as a part, unless an earlier plan wrote the same."""
+        key = tuple((row.episode_id, row.block, row.facts["spec"]) for row in rows)
+        if key not in self._parts:
+            name = layout.new_id()
+            table = parquet_bytes(rows_to_table(rows))
+            self._catalog.objects.put({layout.episode_rows(name): table})
+            self._parts[key] = Part(
+                id=name,
+                episodes=len(rows),
+                steps=sum(row.length for row in rows),
+                rows=blocks.data_file(layout.episode_rows(name), table),
+                blocks=tuple(known[block] for block in dict.fromkeys(row.block for row in rows)),
+            )
+        return self._parts[key]
 
-    def _specs(self, state: State, used: set[str]) -> dict[str, DatasetSpec]:
-        """Returns the branch's specs as they must be to hold the new blocks."""
-        specs = {name: dataset_spec(document) for name, document in state.specs.items()}
-        for written in self._batch.written:
-            if written.block.id in used:
-                name = written.block.spec
-                known = specs.get(name)
-                merged = known.merge(written.spec, self._catalog.url) if known else written.spec
-                specs[name] = merged
-        return specs
+    def _write_index(self, rows: list[EpisodeRow]) -> DataFile:
+        """Writes the id index of some rows, unless an earlier plan wrote the same."""
+        key = tuple((row.episode_id, row.digest) for row in rows)
+        if key not in self._indexes:
+            index = ids.encode(ids.keys(key))
+            file = blocks.data_file(layout.id_index(layout.new_id()), index)
+            self._catalog.objects.put({file.key: index})
+            self._catalog.keep_index(file, index)
+            self._indexes[key] = file
+        return self._indexes[key]
 
     def _write_refusals(self, refusals: Sequence[Refusal]) -> DataFile:
         now = dt.datetime.now(dt.UTC)
@@ -282,13 +289,3 @@ def _conflict(row: EpisodeRow, known_digest: str) -> Refusal:
             f"its own or ingest it under another namespace."
         ),
     )
-
-
-def _stored_digest(catalog: Catalog, state: State, episode_id: str) -> str | None:
-    """Returns the digest an id is stored with; None if only its hash was seen."""
-    for part in reversed(state.parts):
-        table = catalog.parquet(part.rows)
-        at = pc.index(table["episode_id"], episode_id).as_py()
-        if at >= 0:
-            return str(table["digest"][at].as_py())
-    return None
