@@ -116,6 +116,12 @@ class TransientError(PenstockError):
     exit_code = 5
 
 
+class OutOfTimeError(TransientError):
+    """A job that did not end within the time it was given."""
+
+    kind = "timeout"
+
+
 class DiskFullError(TransientError):
     """A disk or quota with no room left; nothing half-written is used."""
 
@@ -136,6 +142,12 @@ class SourceError(UntrustedError):
     """A source that cannot be read or contradicts itself as a whole."""
 
     kind = "bad_source"
+
+
+class GateError(UntrustedError):
+    """Episodes that the job's quality gate refuses as a whole; nothing of them is committed."""
+
+    kind = "gate_refused"
 
 
 class DamagedStoreError(UntrustedError):

@@ -56,6 +56,8 @@ class Block(Document):
     """Size on disk, all files together."""
     file: DataFile
     """The tail itself, or the shard's list of files (`files.json`)."""
+    media: tuple[DataFile, ...] = ()
+    """Files of videos that its rows name, not counted in its size: other blocks may share them."""
 
 
 class Part(Document):
@@ -99,6 +101,12 @@ class SourceState(Document):
     fingerprint: str
     metadata: Mapping[str, Any] = {}
     guesses: tuple[str, ...] = ()
+    settings: str = ""
+    """Digest of what the job asked for that decides which episodes it takes."""
+    episodes: int = Field(default=0, ge=0)
+    """Its healthy episodes, all of which the branch knows."""
+    quarantined: Mapping[str, int] = {}
+    """Reason codes of its other episodes, and how many there are of each."""
 
 
 class VersionRef(Document):
@@ -319,6 +327,8 @@ def totals(state: State) -> Totals:
     """Returns the sizes of a state."""
     size = sum(part.rows.bytes + sum(block.bytes for block in part.blocks) for part in state.parts)
     size += sum(overlay.file.bytes for overlay in state.overlays)
+    blocks = (block for part in state.parts for block in part.blocks)
+    size += sum({file.key: file.bytes for block in blocks for file in block.media}.values())
     return Totals(episodes=state.episodes, steps=state.steps, bytes=size)
 
 
