@@ -91,6 +91,11 @@ Aspect = Literal[
     "names",
     "encodings",
     "pixels",
+    "pictures",
+    "videos",
+    "texts",
+    "ragged",
+    "specs",
     "ids",
 ]
 """What of an episode a format may fail to hold: a fact or field of its own name, or
@@ -100,6 +105,8 @@ Aspect = Literal[
 *   `names`: observations or actions come back under other names, or flat instead of nested;
 *   `encodings`: pictures, texts or ragged rows come back in another encoding, without loss;
 *   `pixels`: pictures come back changed within a stated bound;
+*   `pictures`, `videos`, `texts`, `ragged`: observations of that encoding, in any form;
+*   `specs`: episodes of different fields in one dataset;
 *   `ids`: native episode ids.
 """
 
@@ -118,6 +125,8 @@ class Loss:
     aspect: Aspect
     says: str
     """In words, for whoever exports: what is lost, and when."""
+    refused: bool = False
+    """True if an export of such episodes is refused, rather than done without it."""
 
 
 class Source(Protocol):
