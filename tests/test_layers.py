@@ -44,7 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 HEAVY: dict[str, tuple[str, ...]] = {
     "torch": ("pipeline.stream.torch_adapter", "learners"),
     "h5py": ("connectors",),
-    "zarr": ("pipeline.store",),
+    "zarr": ("pipeline.store", "connectors.replay_zarr_store", "connectors.replay_zarr_sink"),
     "dask": ("pipeline.store", "pipeline.jobs.on_dask"),
     "duckdb": ("pipeline.store",),
     "apache_beam": ("pipeline.jobs.on_beam",),
