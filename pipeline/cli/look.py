@@ -115,14 +115,19 @@ def diff(store: StoreArg, ref1: str, ref2: str, json: Json = False) -> None:
     if json:
         emit(changes)
         return
-    for sign, ids in (("+", changes.added), ("-", changes.removed), ("~", changes.rescored)):
+    for sign, ids in (
+        ("+", changes.added),
+        ("-", changes.removed),
+        ("!", changes.replaced),
+        ("~", changes.rescored),
+    ):
         for name in ids[:20]:
             say(f"{sign} {name}")
         if len(ids) > 20:
             say(f"{sign} ... {len(ids) - 20:,} more")
     say(
         f"{len(changes.added):,} added, {len(changes.removed):,} removed, "
-        f"{len(changes.rescored):,} scored anew"
+        f"{len(changes.replaced):,} replaced, {len(changes.rescored):,} scored anew"
     )
 
 

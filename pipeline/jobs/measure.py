@@ -82,7 +82,8 @@ def measure_version(
     if fresh or any(name not in shown or shown[name].value != values[name] for name in values):
         said = f"measure {', '.join(values)} ({len(fresh)} of {table.num_rows} episodes new)"
         new_scores = Scores(score_set, scores.select(columns), values)
-        version = Version(store.catalog, commit_scores(store.catalog, target, new_scores, said))
+        commit = commit_scores(store.catalog, target, new_scores, said, base=version.commit)
+        version = Version(store.catalog, commit)
     return Measured(
         version=version,
         score_set=score_set.id,

@@ -163,6 +163,11 @@ def commit_batch(
         layout.check_name(new_spec, "spec")
     planner = _Planner(catalog, batch, Joining(catalog, new_spec, casting), on_change)
     commit = catalog.refs.publish(branch, planner.plan, message=message, run_id=run_id, base=base)
+    if commit is not None and not planner.has_planned:
+        # An earlier try of this run made it: this one says what that one would have said.
+        parent = commit.parent
+        before = catalog.refs.read(parent.branch, parent.number) if parent else None
+        planner.review(catalog.refs.state(before) if before else State())
     return Outcome(commit, planner.added, planner.known, planner.refusals, planner.replaced)
 
 
@@ -187,15 +192,22 @@ class _Planner:
         self.replaced: tuple[EpisodeRow, ...] = ()
         self.known = 0
         self.refusals: tuple[Refusal, ...] = ()
+        self.has_planned = False
 
-    def plan(self, _head: Commit | None, state: State) -> Draft | None:
+    def review(self, state: State) -> Sorted:
+        """Decides what becomes of each episode on a state."""
         found = Known(self._catalog, state, self._on_change).sort(self._batch.rows)
         self.added = found.new
         self.replaced = tuple(row for row, _ in found.changed)
         conflicts = (_conflict(row, digest) for row, digest in found.conflicts)
         self.refusals = (*self._batch.refusals, *conflicts)
+        self.known = len(self._batch.rows) - len(found.coming) - len(found.conflicts)
+        return found
+
+    def plan(self, _head: Commit | None, state: State) -> Draft | None:
+        self.has_planned = True
+        found = self.review(state)
         rows = list(found.coming)
-        self.known = len(self._batch.rows) - len(rows) - len(found.conflicts)
         sources = {
             name: source
             for name, source in self._sources.items()

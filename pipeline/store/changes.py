@@ -20,6 +20,8 @@ class Changes:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     rescored: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+    """In both, with other content."""
 
 
 def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
@@ -29,6 +31,7 @@ def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
     gone = pc.is_in(before["episode_id"], value_set=after["episode_id"].combine_chunks())
     shared = after.filter(pc.is_valid(kept))
     old = before.take(pc.drop_null(kept))
+    is_replaced = pc.not_equal(old["digest"], shared["digest"])
     changed = pa.chunked_array([pa.array([False] * shared.num_rows, pa.bool_())])
     for name in METRIC_COLUMNS:
         if name in after.column_names or name in before.column_names:
@@ -36,7 +39,8 @@ def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
     return Changes(
         added=tuple(after.filter(pc.is_null(kept))["episode_id"].to_pylist()),
         removed=tuple(before.filter(pc.invert(gone))["episode_id"].to_pylist()),
-        rescored=tuple(shared.filter(changed)["episode_id"].to_pylist()),
+        rescored=tuple(shared.filter(pc.and_not(changed, is_replaced))["episode_id"].to_pylist()),
+        replaced=tuple(shared.filter(is_replaced)["episode_id"].to_pylist()),
     )
 
 

@@ -50,6 +50,8 @@ class Draft:
     """The state to carry, where the operations are a jump."""
     parent: VersionRef | None = None
     """The parent, where it is not the branch's head."""
+    note: str = ""
+    """What the message is to end with: what came out only as the commit was planned."""
 
 
 Plan = Callable[[Commit | None, State], Draft | None]
@@ -271,7 +273,7 @@ class Refs:
             branch=branch,
             number=number,
             parent=draft.parent or (head.ref if head else None),
-            message=message,
+            message=message + draft.note,
             created_at=now,
             operations=draft.operations,
             totals=totals(state),

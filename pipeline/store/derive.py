@@ -26,6 +26,7 @@ from schemas.version import (
     Derivation,
     Expire,
     Measure,
+    Operation,
     Part,
     Reset,
     State,
@@ -78,7 +79,7 @@ def _with_later(catalog: Catalog, state: State, base: Commit, head: Commit) -> S
     """
     for number in range(base.number + 1, head.number + 1):
         later = catalog.refs.read(head.branch, number)
-        if any(not isinstance(operation, Append | Measure) for operation in later.operations):
+        if any(map(_puts_others, later.operations)):
             raise TransientError(
                 f"Expected {head.branch!r} to grow at most, came {later.message!r} meanwhile; "
                 f"curate its new version.",
@@ -86,6 +87,13 @@ def _with_later(catalog: Catalog, state: State, base: Commit, head: Commit) -> S
             )
         state = apply(state, later.operations)
     return state
+
+
+def _puts_others(operation: Operation) -> bool:
+    """True for what may change or take away episodes that were there."""
+    if isinstance(operation, Append):
+        return operation.replaced is not None
+    return not isinstance(operation, Measure)
 
 
 def create_branch(catalog: Catalog, base: Commit, branch: str) -> Commit:

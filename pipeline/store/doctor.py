@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.store import derive, layout
 from pipeline.store.catalog import Catalog
-from pipeline.store.files import unit_of
+from pipeline.store.files import files_of_overlay, unit_of
 from pipeline.store.leases import leases
 from pipeline.store.reach import kept_from, reachable
 from pipeline.store.tables import kept_positions
@@ -165,7 +165,7 @@ class Checker:
         yield from state.known
         yield from state.quarantine
         for overlay in state.overlays:
-            yield overlay.file
+            yield from files_of_overlay(overlay)
         for score_set in state.score_sets.values():
             yield score_set.model
 

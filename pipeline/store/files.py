@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.document import DataFile
-from schemas.version import Append, Commit, Compact, Measure, Part, State
+from schemas.version import Append, Commit, Compact, Measure, Overlay, Part, State
 
 
 def files_of_part(part: Part) -> Iterator[DataFile]:
@@ -15,6 +15,13 @@ def files_of_part(part: Part) -> Iterator[DataFile]:
         yield part.selection
     for block in part.blocks:
         yield block.file
+        yield from block.media
+
+
+def files_of_overlay(overlay: Overlay) -> Iterator[DataFile]:
+    """Yields the files that an overlay names."""
+    yield overlay.file
+    yield from overlay.without
 
 
 def files_of_state(state: State) -> Iterator[DataFile]:
@@ -24,7 +31,7 @@ def files_of_state(state: State) -> Iterator[DataFile]:
     yield from state.known
     yield from state.quarantine
     for overlay in state.overlays:
-        yield overlay.file
+        yield from files_of_overlay(overlay)
     for score_set in state.score_sets.values():
         yield score_set.model
 
@@ -37,14 +44,28 @@ def files_of_commit(commit: Commit) -> Iterator[DataFile]:
                 yield from files_of_part(part)
             yield from operation.known
             yield from operation.quarantine
+            if operation.replaced is not None:
+                for part in operation.replaced.parts:
+                    yield from files_of_part(part)
+                for overlay in operation.replaced.overlays:
+                    yield from files_of_overlay(overlay)
         elif isinstance(operation, Measure):
             yield operation.score_set.model
             for overlay in operation.overlays:
-                yield overlay.file
+                yield from files_of_overlay(overlay)
         elif isinstance(operation, Compact):
             yield from files_of_part(operation.added)
     if commit.state is not None:
         yield from files_of_state(commit.state)
+
+
+def new_parts(commit: Commit) -> Iterator[Part]:
+    """Yields the parts that a commit brings in."""
+    for operation in commit.operations:
+        if isinstance(operation, Append):
+            yield from operation.parts
+        elif isinstance(operation, Compact):
+            yield operation.added
 
 
 def unit_of(key: str) -> str:

@@ -19,7 +19,13 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.choose import Unscored, choose
 from pipeline.store.query import query
 from schemas.episode import Episode
-from schemas.errors import DamagedStoreError, NotFoundError, missing_extra
+from schemas.errors import (
+    DamagedStoreError,
+    NotFoundError,
+    UnknownNameError,
+    missing_extra,
+    suggest,
+)
 from schemas.spec import DatasetSpec
 from schemas.version import Block, Commit, Derivation, State, VersionRef, dataset_spec
 
@@ -108,8 +114,14 @@ class Version:
 
     @property
     def specs(self) -> dict[str, DatasetSpec]:
-        """The specs of its episodes by name."""
-        return {name: dataset_spec(document) for name, document in self.state.specs.items()}
+        """The specs of its episodes by name; all that its branch has, while it has none."""
+        state = self.state
+        used = {block.spec for part in state.parts for block in part.blocks}
+        return {
+            name: dataset_spec(document)
+            for name, document in state.specs.items()
+            if name in used or not used
+        }
 
     # -- episodes ------------------------------------------------------------------------------
 
@@ -177,14 +189,26 @@ class Version:
 
     # -- arrays --------------------------------------------------------------------------------
 
-    def field(self, name: str, *, rows: bool = False) -> da.Array:
+    def field(self, name: str, *, rows: bool = False, spec: str | None = None) -> da.Array:
         """Returns one field of all kept episodes as a dask array, one task per block.
 
         Args:
             name: full field name, such as `actions` or `observations/state`.
             rows: True for raw T+1 rows, padding included; by default real entries only.
+            spec: only of the episodes of this spec; by default of all, which must agree on it.
+
+        Raises:
+            UnknownNameError: if no kept episode has the field, or the version no such spec.
+            UsageError: if some kept episodes lack the field, or have it otherwise.
         """
-        return arrays.field_array(self._catalog, self._blocks(), self._table(), name, rows)
+        table = self._table()
+        if spec is not None:
+            if spec not in self.specs:
+                raise UnknownNameError(
+                    f"Expected a spec of this version, came {spec!r}; {suggest(spec, self.specs)}"
+                )
+            table = table.filter(pc.equal(table["spec"], spec))
+        return arrays.field_array(self._catalog, self._blocks(), table, name, rows)
 
     def to_xarray(self, episode_id: str) -> xarray.Dataset:
         """Returns one episode as an xarray dataset (extra `xarray`)."""

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.store import blocks, derive, ids, layout
 from pipeline.store.catalog import Catalog
 from pipeline.store.doctor import Checker, Examination, examine, readable, states
+from pipeline.store.files import files_of_overlay
 from pipeline.store.tables import kept_positions
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError
@@ -77,7 +78,11 @@ class _Remains:
         """Returns the state without what is damaged, and what that is."""
         old = self._state
         parts = tuple(part for part in map(self._part, old.parts) if part is not None)
-        overlays = tuple(o for o in old.overlays if self._is_sound(o.file, "scores or labels"))
+        overlays = tuple(
+            overlay
+            for overlay in old.overlays
+            if all(self._is_sound(f, "scores or labels") for f in files_of_overlay(overlay))
+        )
         quarantine = tuple(f for f in old.quarantine if self._is_sound(f, "a list of refusals"))
         sets = {
             name: score_set

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ import pyarrow as pa
 from pipeline.store import blocks, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft
+from pipeline.store.replace import changed_between, silenced
+from pipeline.store.tables import overlay_rows
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NotFoundError
 from schemas.metrics import MetricValue, ScoreSet
@@ -58,7 +60,7 @@ def load_model(catalog: Catalog, file: DataFile) -> tuple[dict[str, np.ndarray],
 def scored_ids(catalog: Catalog, state: State, score_set: str) -> pa.Array:
     """Returns the ids of the episodes that a score set holds."""
     ids = [
-        catalog.parquet(overlay.file)["episode_id"]
+        overlay_rows(catalog, overlay)["episode_id"]
         for overlay in state.overlays
         if overlay.score_set == score_set
     ]
@@ -69,17 +71,27 @@ def scored_ids(catalog: Catalog, state: State, score_set: str) -> pa.Array:
 def set_columns(catalog: Catalog, state: State, score_set: str) -> pa.Table | None:
     """Returns all scores that a set holds, or None if it holds none."""
     tables = [
-        catalog.parquet(overlay.file)
+        overlay_rows(catalog, overlay)
         for overlay in state.overlays
         if overlay.score_set == score_set
     ]
     return pa.concat_tables(tables, promote_options="default") if tables else None
 
 
-def commit_scores(catalog: Catalog, branch: str, scores: Scores, message: str) -> Commit:
+def commit_scores(
+    catalog: Catalog, branch: str, scores: Scores, message: str, *, base: Commit
+) -> Commit:
     """Commits scores to a branch's head: no data file is touched.
 
-    Scores are keyed by episode id, so they hold on whatever others appended meanwhile.
+    Scores are keyed by episode id, so they hold on whatever others appended meanwhile; of an
+    episode whose content others replaced meanwhile, they say nothing.
+
+    Args:
+        catalog: the store.
+        branch: where.
+        scores: what to add.
+        message: one line for the log.
+        base: the version that was scored.
     """
     columns = tuple(name for name in scores.table.column_names if name != "episode_id")
     overlays: tuple[Overlay, ...] = ()
@@ -98,8 +110,14 @@ def commit_scores(catalog: Catalog, branch: str, scores: Scores, message: str) -
         name: MetricRecord(score_set=scores.score_set.id, value=value)
         for name, value in scores.values.items()
     }
-    operation = Measure(score_set=scores.score_set, overlays=overlays, metrics=records)
-    plan: Callable[[Commit | None, State], Draft] = lambda _head, _state: Draft((operation,))  # noqa: E731
+
+    def plan(head: Commit | None, _state: State) -> Draft:
+        said = overlays
+        if head is not None and head.id != base.id:
+            said = silenced(catalog, said, changed_between(catalog, base, head)) or said
+        operation = Measure(score_set=scores.score_set, overlays=said, metrics=records)
+        return Draft((operation,))
+
     commit = catalog.refs.publish(branch, plan, message=message, run_id=layout.new_id())
     if commit is None:
         raise NotFoundError(f"Expected a branch {branch!r}, came none.")

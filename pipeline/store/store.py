@@ -18,6 +18,8 @@ from pipeline.store.compact import Compacted, compact
 from pipeline.store.doctor import Examination, examine
 from pipeline.store.erase import erase, scrub
 from pipeline.store.gc import GRACE, Collected, collect
+from pipeline.store.joining import Casting
+from pipeline.store.known import OnChange
 from pipeline.store.places import open_objects
 from pipeline.store.reader import EpisodeIndex, Selection, Version
 from pipeline.store.remote import RemoteObjects
@@ -88,19 +90,45 @@ class Store:
         source: str | None = None,
         *,
         branch: str = "main",
+        new_spec: str | None = None,
+        on_change: OnChange = "quarantine",
+        cast: bool = True,
     ) -> Version:
         """Adds episodes under the ids they have, each exactly once.
 
         An id that is known with the same content is not added again; with other content the
-        episode is quarantined as `id_conflict`. Memory holds a block of episodes at a time.
+        episode is quarantined as `id_conflict`, or replaced. Memory holds a block of episodes at a
+        time.
+
+        Args:
+            episodes: what to add.
+            message: one line for the log.
+            source: of all of them, in place of their own.
+            branch: where.
+            new_spec: name of the spec that episodes join which fit none of the branch's.
+            on_change: `replace` puts an episode whose id is known with other content in the place
+                of the old one; older versions keep that.
+            cast: cast rollouts to the dtypes of a spec of equal names and shapes, floats to floats
+                and whole numbers to wider ones; the commit says so. Their digest stays that of
+                what came. Other kinds are never cast.
 
         Returns:
             The version that holds them: a new one, or the head if there was nothing to add.
 
         Raises:
-            SpecMismatchError: if the episodes do not fit the branch's spec.
+            SpecMismatchError: if the episodes fit no spec of the branch and `new_spec` is None, or
+                fit several.
+            NameTakenError: if `new_spec` is the name of a spec that they do not fit.
         """
-        outcome = self.append_batch(episodes, message, source, branch=branch)
+        outcome = self.append_batch(
+            episodes,
+            message,
+            source,
+            branch=branch,
+            new_spec=new_spec,
+            on_change=on_change,
+            cast=cast,
+        )
         commit = outcome.commit or self.catalog.refs.head(branch)
         if commit is None:
             raise UsageError("Expected at least one episode for a new store, came none.")
@@ -113,15 +141,27 @@ class Store:
         source: str | None = None,
         *,
         branch: str = "main",
+        new_spec: str | None = None,
+        on_change: OnChange = "quarantine",
+        cast: bool = True,
     ) -> Outcome:
         """Like `append`, but tells what became of every episode."""
         layout.check_name(branch, "branch")
         derive.check_free(self.catalog, branch, taken_by="tag")
         named = (e if source is None else e.replace(source=source) for e in episodes)
-        batch = write_new(self.catalog, branch, rows_of(named))
-        said = message or f"append {len(batch.rows)} episodes"
+        casting: Casting = "rollouts" if cast else "none"
+        batch = write_new(
+            self.catalog, branch, rows_of(named), on_change=on_change, casting=casting
+        )
         return commit_batch(
-            self.catalog, batch, branch=branch, message=said, run_id=layout.new_id()
+            self.catalog,
+            batch,
+            branch=branch,
+            message=message or f"append {len(batch.rows)} episodes",
+            run_id=layout.new_id(),
+            new_spec=new_spec,
+            on_change=on_change,
+            casting=casting,
         )
 
     # -- names ---------------------------------------------------------------------------------

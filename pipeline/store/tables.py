@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.catalog import Catalog
+from pipeline.store.specs import FIRST
 from schemas.errors import UnknownNameError, suggest
 from schemas.identity import hash64
 from schemas.table import PLACE_COLUMNS, concat
-from schemas.version import Commit, Part, State
+from schemas.version import Commit, Overlay, Part, State
 
 ORIGIN_COLUMNS = ("_part", "_part_row")
 FIXED_COLUMNS = {
@@ -65,6 +66,7 @@ def _kept_rows(catalog: Catalog, state: State, erased: set[int]) -> pa.Table:
         table = catalog.parquet(part.rows)
         rows = kept_positions(catalog, part, table.num_rows)
         table = table.take(rows) if part.selection else table
+        table = _with_specs(table, part)
         table = table.append_column("_part", pa.array(np.full(len(rows), index, np.int32)))
         tables.append(table.append_column("_part_row", pa.array(rows)))
     table = concat(tables)
@@ -72,6 +74,28 @@ def _kept_rows(catalog: Catalog, state: State, erased: set[int]) -> pa.Table:
         for name in ORIGIN_COLUMNS:
             table = table.append_column(name, pa.array([], pa.int64()))
     return drop_erased(table, erased).combine_chunks()
+
+
+def _with_specs(table: pa.Table, part: Part) -> pa.Table:
+    """Names the spec of each row: that of its block, which a commit may have settled late."""
+    named = {block.id: block.spec for block in part.blocks}
+    if len(set(named.values())) == 1:
+        (name,) = set(named.values())
+        column = pa.repeat(pa.scalar(name, pa.string()), table.num_rows)
+    else:
+        column = pa.array(
+            [named.get(block, FIRST) for block in table["_block"].to_pylist()], pa.string()
+        )
+    if "spec" not in table.column_names:
+        return table.append_column("spec", column)
+    return table.set_column(table.column_names.index("spec"), "spec", column)
+
+
+def overlay_rows(catalog: Catalog, overlay: Overlay) -> pa.Table:
+    """Returns what an overlay says, but for episodes that it no longer speaks of."""
+    table = catalog.parquet(overlay.file)
+    gone = {int(name) for file in overlay.without for name in catalog.id_index(file)[:, 0]}
+    return drop_erased(table, gone)
 
 
 def drop_erased(table: pa.Table, erased: set[int]) -> pa.Table:
@@ -105,7 +129,7 @@ def _with_overlays(catalog: Catalog, state: State, table: pa.Table) -> pa.Table:
                 continue  # values of different score sets never mix
             if name in FIXED_COLUMNS:
                 continue
-            content = content or catalog.parquet(overlay.file)
+            content = content or overlay_rows(catalog, overlay)
             columns.setdefault(name, []).append(content.select(["episode_id", name]))
     for name, parts in columns.items():
         values = pa.concat_tables(reversed(parts), promote_options="permissive")
