@@ -19,7 +19,7 @@ from pipeline.store import blocks, ids, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft
 from pipeline.store.joining import Casting, Joining, cast_to_fit
-from pipeline.store.known import Known, OnChange
+from pipeline.store.known import Known, OnChange, Sorted
 from pipeline.store.replace import replaced
 from pipeline.store.writer import WrittenBlock, rows_in_order, write_blocks
 from schemas.document import DataFile
