@@ -45,6 +45,10 @@ class D4rlSink:
                 "alike",
             ),
             Loss("encodings", "pictures and videos are written decoded"),
+            Loss("names", "several observation or action arrays", refused=True),
+            Loss("rewards", "episodes without rewards", refused=True),
+            Loss("actions", "episodes without actions", refused=True),
+            Loss("specs", "episodes of different fields", refused=True),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -50,12 +50,18 @@ class MinariSink:
             Loss("encodings", "pictures and videos are written decoded"),
             Loss("extras", "texts and ragged rows"),
             Loss("labels", "Minari has no filter keys"),
+            Loss("truncated", "an episode that loses its last step is truncated there"),
             Loss("columns", "the columns id, total_steps and rewards_*, which Minari fills"),
             Loss(
                 "final_observation",
                 "an episode without one that is not terminated loses its last step; that of a "
                 "terminated one becomes a copy of the last",
             ),
+            Loss("texts", "text observations", refused=True),
+            Loss("ragged", "ragged observations", refused=True),
+            Loss("rewards", "episodes without rewards", refused=True),
+            Loss("actions", "episodes without actions", refused=True),
+            Loss("specs", "episodes of different fields", refused=True),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -1,0 +1,367 @@
+"""How conversions between formats are judged: what two episodes differ in, aspect by aspect.
+
+`differences` names every aspect in which an episode that was written and read back differs from
+the one that was written. Anything that no aspect explains is an error, whatever is declared.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from connectors.base import ABOUT
+from schemas.episode import Episode
+from schemas.packed import Packed, Rows, Video, plain, spec_of
+from schemas.spec import FieldSpec
+
+LEAST_PSNR = 30.0
+"""dB, mean over a field's frames: the bound of every lossy picture."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One small dataset, and what is unusual about it."""
+
+    name: str
+    make: Callable[[], list[Episode]]
+    needs: frozenset[str] = frozenset()
+    """Aspects that a format must hold, or declare as refused, to take it at all."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def differences(one: Episode, two: Episode) -> set[str]:
+    """Returns the aspects in which `two`, as it came back, differs from `one`, as it was written.
+
+    Raises:
+        AssertionError: if values differ in a way that no aspect explains.
+    """
+    found = {name for name in ABOUT if not _same(getattr(one, name), getattr(two, name))}
+    steps = min(one.length, two.length)
+    if one.length != two.length:
+        # A format that needs an observation after every step gives up the last one without.
+        assert one.final_observation == "missing", "steps are lost"
+        assert two.length == one.length - 1, "steps are lost"
+        found.add("final_observation")
+    if one.final_observation != two.final_observation:
+        found.add("final_observation")
+    for flag in ("terminated", "truncated"):
+        if not np.array_equal(getattr(one, flag)[:steps], getattr(two, flag)[:steps]):
+            found.add(flag)
+    found |= _group("actions", one.flat_actions, two.flat_actions, steps)
+    rewards = [{} if e.rewards is None else {"rewards": e.rewards} for e in (one, two)]
+    found |= _group("rewards", rewards[0], rewards[1], steps)
+    seen = min(len(next(iter(e.observations.values()))) for e in (one, two))
+    if seen == steps + 1 and "copied" in (one.final_observation, two.final_observation):
+        seen = steps
+    found |= _group("observations", one.observations, two.observations, seen)
+    if one.extras.keys() != two.extras.keys() or any(
+        len(rows) != len(two.extras[name]) or _compare(rows, two.extras[name])
+        for name, rows in one.extras.items()
+    ):
+        found.add("extras")
+    return found
+
+
+def _group(root: str, one: Mapping[str, Rows], two: Mapping[str, Rows], rows: int) -> set[str]:
+    if not one or not two:
+        return {root} if bool(one) != bool(two) else set()
+    if one.keys() == two.keys():
+        pairs, found = [(one[name], two[name]) for name in one], set()
+    elif len(one) == len(two):
+        pairs, found = list(zip(one.values(), two.values(), strict=True)), {"names"}
+    else:
+        dropped = {spec_of(one[name]).encoding for name in one.keys() - two.keys()}
+        assert not two.keys() - one.keys(), f"{sorted(two)} came of {sorted(one)}"
+        kinds = {"frames": "pictures", "video": "videos", "text": "texts", "ragged": "ragged"}
+        found = {kinds[encoding] for encoding in dropped}
+        pairs = [(one[name], two[name]) for name in two]
+    for left, right in pairs:
+        found |= _compare(left[:rows], right[:rows])
+    return found
+
+
+def _compare(one: Rows, two: Rows) -> set[str]:
+    found = set()
+    left, right = spec_of(one), spec_of(two)
+    if left.encoding != right.encoding:
+        found.add("encodings")
+    if left.dtype != right.dtype:
+        found.add("dtypes")
+    if isinstance(one, Packed) and isinstance(two, Packed) and list(one) == list(two):
+        return found
+    a, b = plain(one), plain(two)
+    assert len(a) == len(b), f"{len(b)} rows came of {len(a)}"
+    if a.dtype == object:
+        same = all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        assert same, "ragged rows differ"
+        return found
+    assert a.shape == b.shape, f"{b.shape} came of {a.shape}"
+    if a.dtype.kind in "US" or np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+        assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), "texts differ"
+        if isinstance(one, Packed) and isinstance(two, Packed):
+            found.add("encodings")
+        return found
+    if isinstance(two, Video) or (a.dtype == np.uint8 and a.ndim >= 3):
+        assert psnr(a, b) >= LEAST_PSNR, f"pictures of {psnr(a, b):.1f} dB"
+        return found | {"pixels"}
+    assert "dtypes" in found, "values differ"
+    coarse = min(np.finfo(x.dtype).precision if x.dtype.kind == "f" else 15 for x in (a, b))
+    np.testing.assert_allclose(a, b, rtol=10.0 ** (1 - coarse), atol=10.0 ** -(coarse + 1))
+    return found
+
+
+def psnr(one: np.ndarray, two: np.ndarray) -> float:
+    """Returns the peak signal-to-noise ratio of two uint8 arrays in dB."""
+    error = np.mean((one.astype(np.float64) - two.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else np.inf
+
+
+def _same(one: object, two: object) -> bool:
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return dict(one) == dict(two)
+    return one == two
+
+
+# -- the datasets --------------------------------------------------------------------------------
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def _episode(number: int, steps: int = 6, *, final: bool = True, **changes: Any) -> Episode:
+    rng = _rng(number)
+    arrays: dict[str, Any] = {
+        "observations": rng.normal(size=(steps + final, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        "rewards": rng.normal(size=steps).astype(np.float32),
+        "truncated": True,
+        **changes,
+    }
+    return Episode(f"case/{number}", **arrays)
+
+
+def _plain_set() -> list[Episode]:
+    ended = {"terminated": True, "truncated": False}
+    return [_episode(1), _episode(2, 5, **ended), _episode(3, 7)]
+
+
+def _doubles() -> list[Episode]:
+    rng = _rng(4)
+    return [
+        _episode(k, 5, observations=rng.normal(size=(6, 3)), rewards=rng.normal(size=5))
+        for k in (10, 11)
+    ]
+
+
+def _named() -> list[Episode]:
+    return [_episode(k, observations={"state": _rng(k).normal(size=(7, 4))}) for k in (20, 21)]
+
+
+def _nested() -> list[Episode]:
+    def observed(k: int) -> dict[str, Any]:
+        rng = _rng(k)
+        return {
+            "robot": {"joints": rng.normal(size=(7, 4)).astype(np.float32)},
+            "goal": rng.normal(size=(7, 2)).astype(np.float32),
+            "contacts": rng.integers(0, 9, (7, 1)),
+        }
+
+    return [_episode(k, observations=observed(k)) for k in (30, 31)]
+
+
+def _without_final() -> list[Episode]:
+    ended = {"terminated": True, "truncated": False}
+    return [_episode(40, final=False), _episode(41, final=False, **ended)]
+
+
+def _some_final() -> list[Episode]:
+    ended = {"terminated": True, "truncated": False}
+    return [_episode(45), _episode(46, final=False, **ended), _episode(47, final=False)]
+
+
+def _final_or_terminated() -> list[Episode]:
+    ended = {"terminated": True, "truncated": False}
+    return [_episode(48), _episode(49, final=False, **ended)]
+
+
+def _unended() -> list[Episode]:
+    return [_episode(50, truncated=False), _episode(51)]
+
+
+def _discrete() -> list[Episode]:
+    return [_episode(k, actions=_rng(k).integers(0, 4, 6)) for k in (60, 61)]
+
+
+def _two_actions() -> list[Episode]:
+    def acted(k: int) -> dict[str, Any]:
+        rng = _rng(k)
+        return {
+            "arm": rng.uniform(-1, 1, (6, 2)).astype(np.float32),
+            "grip": rng.integers(0, 2, 6),
+        }
+
+    return [_episode(k, actions=acted(k)) for k in (70, 71)]
+
+
+def _facts() -> list[Episode]:
+    said = {
+        "task": "stack the blöcks",
+        "policy": "scripted",
+        "policy_version": "3",
+        "kind": "rollout",
+        "seed": 7,
+        "fps": 20.0,
+        "collected_at": dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC),
+    }
+    people = (("ann", True, "val"), ("ben", False, "train"))
+    return [
+        _episode(
+            80 + at,
+            success=success,
+            columns={"operator": name, "total_steps": at},
+            labels={"split": split},
+            **said,
+        )
+        for at, (name, success, split) in enumerate(people)
+    ]
+
+
+def _no_rewards() -> list[Episode]:
+    return [_episode(k, rewards=None) for k in (90, 91)]
+
+
+def _no_actions() -> list[Episode]:
+    return [_episode(k, actions=None) for k in (95, 96)]
+
+
+def _with_extras() -> list[Episode]:
+    def more(k: int) -> dict[str, Any]:
+        rng = _rng(k)
+        said = Packed.texts(["reach"] * 3 + ["grasp"] * 3)
+        return {
+            "qpos": rng.normal(size=(6, 5)),
+            "physics": rng.normal(size=(7, 2)),
+            "said": said,
+        }
+
+    return [_episode(k, extras=more(k)) for k in (100, 101)]
+
+
+def smooth_pictures(seed: int, rows: int, size: int = 48) -> np.ndarray:
+    """(rows, size, size, 3) uint8 of soft, moving blobs: what cameras and codecs are made for."""
+    rng = _rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    frames = []
+    for at in range(rows):
+        waves = [np.sin(6 * (x * a + y * b) + at / 5 + c) for a, b, c in rng.uniform(0, 1, (3, 3))]
+        frames.append(np.stack([127 + 100 * wave for wave in waves], -1))
+        rng = _rng(seed)
+    return np.array(frames, np.uint8)
+
+
+def encoded(frames: np.ndarray, form: str) -> Packed:
+    """Pictures as PNG or JPEG rows."""
+    rows = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, form)
+        rows.append(buffer.getvalue())
+    return Packed.of(FieldSpec("|u1", frames.shape[1:], "frames"), rows)
+
+
+def _raw_pictures() -> list[Episode]:
+    return [
+        _episode(
+            k,
+            observations={
+                "state": _rng(k).normal(size=(7, 4)).astype(np.float32),
+                "image": smooth_pictures(k, 7),
+            },
+        )
+        for k in (110, 111)
+    ]
+
+
+def _encoded_pictures(form: str) -> Callable[[], list[Episode]]:
+    def make() -> list[Episode]:
+        return [
+            _episode(
+                k,
+                observations={
+                    "state": _rng(k).normal(size=(7, 4)).astype(np.float32),
+                    "image": encoded(smooth_pictures(k, 7), form),
+                },
+            )
+            for k in (120, 121)
+        ]
+
+    return make
+
+
+def _camera() -> list[Episode]:
+    return [_episode(k, observations=encoded(smooth_pictures(k, 7), "PNG")) for k in (125, 126)]
+
+
+def _texts() -> list[Episode]:
+    return [
+        _episode(
+            k,
+            observations={
+                "state": _rng(k).normal(size=(7, 4)).astype(np.float32),
+                "said": Packed.texts([f"wörd {at}" for at in range(7)]),
+            },
+        )
+        for k in (130, 131)
+    ]
+
+
+def _ragged() -> list[Episode]:
+    def points(k: int) -> Packed:
+        return Packed.ragged([_rng(k + at).normal(size=(at % 3 + 1, 2)) for at in range(7)])
+
+    return [
+        _episode(
+            k,
+            observations={
+                "state": _rng(k).normal(size=(7, 4)).astype(np.float32),
+                "points": points(k),
+            },
+        )
+        for k in (140, 141)
+    ]
+
+
+def _two_specs() -> list[Episode]:
+    return [_episode(150), _episode(151, observations=_rng(151).normal(size=(7, 9)))]
+
+
+CASES = (
+    Case("plain", _plain_set),
+    Case("doubles", _doubles),
+    Case("named", _named),
+    Case("nested", _nested, frozenset({"names"})),
+    Case("without_final", _without_final),
+    Case("some_final", _some_final),
+    Case("final_or_terminated", _final_or_terminated),
+    Case("unended", _unended),
+    Case("discrete", _discrete),
+    Case("two_actions", _two_actions, frozenset({"names"})),
+    Case("facts", _facts),
+    Case("no_rewards", _no_rewards, frozenset({"rewards"})),
+    Case("no_actions", _no_actions, frozenset({"actions"})),
+    Case("extras", _with_extras),
+    Case("raw_pictures", _raw_pictures, frozenset({"names", "pictures"})),
+    Case("png", _encoded_pictures("PNG"), frozenset({"names", "pictures"})),
+    Case("jpeg", _encoded_pictures("JPEG"), frozenset({"names", "pictures"})),
+    Case("camera", _camera, frozenset({"pictures"})),
+    Case("texts", _texts, frozenset({"names", "texts"})),
+    Case("ragged", _ragged, frozenset({"names", "ragged"})),
+    Case("two_specs", _two_specs, frozenset({"specs"})),
+)

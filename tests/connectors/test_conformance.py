@@ -1,0 +1,90 @@
+"""Every dataset of a small set through every pair of formats: exactly the declared losses.
+
+A dataset is written in one format and read back, which makes it a dataset of that format; then it
+is written in another and read back again. What differs must be declared by the second format;
+what a format declares must be seen to differ, or to be refused, somewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from connectors import registry
+from connectors.base import ABOUT, Aspect
+from schemas.episode import Episode
+from schemas.errors import UsageError
+from tests.connectors.conformance import CASES, Case, differences
+
+FORMATS = tuple(f.name for f in registry.FORMATS.values() if f.is_read and f.is_written)
+
+
+def convert(
+    name: str, episodes: list[Episode], where: Path, case: Case
+) -> list[tuple[str | None, Episode]] | None:
+    """Native ids and episodes as they come back from a format; None where it refuses them."""
+    try:
+        registry.sink(name).write(iter(episodes), str(where), case.metadata)
+    except UsageError:
+        assert not where.exists(), "a refused export left something"
+        return None
+    source = registry.source(name)
+    found = [f for unit in source.discover(str(where)).units for f in source.read(unit)]
+    assert [f.fault for f in found if f.fault] == []
+    return [(f.native_id, f.episode) for f in found if f.episode is not None]
+
+
+def judge(
+    name: str, episodes: list[Episode], where: Path, case: Case
+) -> tuple[set[Aspect], list[Episode] | None]:
+    """Checks one conversion; returns what was lost or why it was refused, and what came back."""
+    losses = registry.sink(name).losses()
+    lossy = {loss.aspect for loss in losses if not loss.refused}
+    refusing = {loss.aspect for loss in losses if loss.refused}
+    came = convert(name, episodes, where, case)
+    if came is None:
+        reasons = refusing & {*case.needs, *_given(episodes)}
+        assert reasons, f"{name} refuses {case.name} without having declared why"
+        return reasons, None
+    assert len(came) == len(episodes)
+    lost: set[str] = set()
+    for one, (native, two) in zip(episodes, came, strict=True):
+        lost |= differences(one, two)
+        lost |= {"ids"} if native is None or native != one.episode_id else set()
+    assert lost <= lossy, f"{name} loses {sorted(lost - lossy)} of {case.name}, undeclared"
+    # As the next format will meet them; equal content may come twice.
+    named = [two.replace(episode_id=f"case/{at}") for at, (_, two) in enumerate(came)]
+    return {aspect for aspect in lossy if aspect in lost}, named
+
+
+def _given(episodes: list[Episode]) -> set[str]:
+    """Aspects that these episodes bring along, whatever the case is about."""
+    stated = {
+        name
+        for name in (*ABOUT, "extras")
+        if any(getattr(episode, name) not in (None, {}, "demonstration") for episode in episodes)
+    }
+    missing = any(episode.final_observation != "present" for episode in episodes)
+    return stated | ({"final_observation"} if missing else set())
+
+
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_pair_loses_what_it_declares(tmp_path: Path, case: Case, first: str) -> None:
+    _, held = judge(first, case.make(), tmp_path / f"{first}-v0", case)
+    if held is None:
+        return
+    needs = case.needs  # what the first format gave up is no longer asked of the second
+    for second in FORMATS:
+        judge(second, held, tmp_path / f"{first}-{second}-v0", replace(case, needs=needs))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_declared_loss_is_real(tmp_path: Path, name: str) -> None:
+    seen: set[Aspect] = set()
+    for case in CASES:
+        seen |= judge(name, case.make(), tmp_path / f"{case.name}-v0", case)[0]
+    declared = {loss.aspect for loss in registry.sink(name).losses()}
+    assert declared == seen, f"never seen: {sorted(declared - seen)}"
