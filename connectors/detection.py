@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from connectors.d4rl import REQUIRED
 from connectors.hdf5 import is_hdf5, open_hdf5
 from connectors.minari_layout import data_folder
+from connectors.rlds_layout import FEATURES_FILE, INFO_FILE, version_folders
 from schemas.errors import NotFoundError, SourceError
 
 Kind = Literal["folder", "hdf5", "npz", "parquet", "pickle", "other"]
@@ -164,11 +165,17 @@ def _is_minari(look: Look) -> bool:
     return data_folder(str(look.path)) is not None
 
 
+def _has_versions(look: Look) -> bool:
+    return bool(version_folders(str(look.path)))
+
+
 D3RLPY = ("columns", "num_episodes")
 D3RLPY_V1 = ("episode_terminals", "discrete_action")
 
 RULES: tuple[Rule, ...] = (
     Rule("minari", "folder", also=_is_minari),
+    Rule("rlds", "folder", needs=(INFO_FILE, FEATURES_FILE)),
+    Rule("rlds", "folder", also=_has_versions),
     Rule("minari", "hdf5", also=_is_minari),
     Rule("robomimic", "hdf5", needs=("data",), also=lambda look: not _is_minari(look)),
     *(Rule("d4rl", "hdf5", needs=(n,), lacks=("data", *D3RLPY, *D3RLPY_V1)) for n in REQUIRED),
