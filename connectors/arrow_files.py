@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ RATIO = 200
 _PHYSICAL_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8}
 _MAGIC, _END = b"ARROW1\0\0", b"ARROW1"
 # Slots of the flatbuffer tables in Arrow's format/Message.fbs.
-_MESSAGE_HEADER, _BATCH_COMPRESSION = 2, 3
+_MESSAGE_HEADER, _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 2, 3
 
 
 def read_ipc(path: Path) -> pa.Table:
@@ -55,6 +56,63 @@ def read_ipc(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError, struct.error) as error:
         raise _damaged(path, error) from error
     return table
+
+
+@dataclass(frozen=True)
+class IpcFile:
+    """An Arrow file's schema and its record batches, each decoded when asked for."""
+
+    path: Path
+    schema: pa.Schema
+    messages: tuple[pa.Message, ...]
+
+    def read(self, index: int) -> pa.Table:
+        """Decodes one record batch.
+
+        Raises:
+            SourceError: if it is damaged.
+        """
+        try:
+            batch = pa.ipc.read_record_batch(self.messages[index], self.schema)
+            table = pa.Table.from_batches([batch])
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(self.path, error) from error
+        return table
+
+
+def open_ipc(path: Path) -> IpcFile:
+    """Opens an Arrow or Feather file, whose batches may be compressed (Feather's usually are).
+
+    Raises:
+        SourceError: if it is not a whole one, or its buffers claim more than they may.
+    """
+    try:
+        data = pa.memory_map(str(path)).read_buffer()
+        if data.size < 16 or data[:8].to_pybytes() != _MAGIC or data[-6:].to_pybytes() != _END:
+            raise SourceError(
+                f"Expected a whole Arrow file, {path} lacks its first or last mark.",
+                where=str(path),
+            )
+        first, *batches = pa.ipc.MessageReader.open_stream(data.slice(8))
+        schema = pa.ipc.read_schema(first)
+        _check_names(schema)
+        if any(message.type != "record batch" for message in batches):
+            raise SourceError(
+                f"Expected record batches without dictionaries in {path}; write texts as texts.",
+                where=str(path),
+            )
+        claimed = sum(map(_claimed_by_batch, batches))
+        allowed = max(FREE_BYTES, RATIO * data.size)
+        if claimed > allowed:
+            raise SourceError(
+                f"Expected at most {allowed:,} bytes in {path}, it claims {claimed:,} "
+                f"(a decompression bomb?).",
+                where=str(path),
+            )
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+        raise _damaged(path, error) from error
+    return IpcFile(path, schema, tuple(batches))
 
 
 def read_parquet(path: Path) -> pa.Table:
@@ -158,6 +216,27 @@ def _is_plain_batch(message: pa.Message) -> bool:
         return False
     batch = header + struct.unpack_from("<I", data, header)[0]
     return _slot(data, batch, _BATCH_COMPRESSION) is None
+
+
+def _claimed_by_batch(message: pa.Message) -> int:
+    """Bytes that the compressed buffers of a record batch say they become."""
+    if _is_plain_batch(message):
+        return 0
+    data = message.metadata.to_pybytes()
+    header = _slot(data, struct.unpack_from("<I", data, 0)[0], _MESSAGE_HEADER)
+    batch = 0 if header is None else header + struct.unpack_from("<I", data, header)[0]
+    buffers = _slot(data, batch, _BATCH_BUFFERS)
+    if buffers is None:
+        return 0
+    vector = buffers + struct.unpack_from("<I", data, buffers)[0]
+    count = struct.unpack_from("<I", data, vector)[0]
+    claimed = 0
+    for at in range(count):
+        offset, length = struct.unpack_from("<qq", data, vector + 4 + 16 * at)
+        if length:
+            stated = struct.unpack_from("<q", message.body, offset)[0]
+            claimed += length if stated < 0 else stated
+    return int(claimed)
 
 
 def _slot(data: bytes, table: int, index: int) -> int | None:
