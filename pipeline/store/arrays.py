@@ -15,12 +15,16 @@ from pipeline.store.catalog import Catalog
 from schemas.arrow import episode_from_rows
 from schemas.episode import Episode
 from schemas.errors import UnknownNameError, UsageError, suggest
+from schemas.packed import join, own, plain, spec_of
 from schemas.rows import FLAGS, RowLayout
+from schemas.spec import FieldSpec
 from schemas.table import own_columns
 from schemas.version import Block
 
 FEW = 4
 """Up to so many episodes of a block are read by their rows; for more, the block is read whole."""
+DECODED_BYTES = 64 << 20
+"""Encoded rows that one task decodes take about so much, unless one episode takes more."""
 
 
 def read_episodes(
@@ -48,8 +52,7 @@ def read_episodes(
             else:
                 cut = {name: array[rows] for name, array in whole.items()}
             # Copies, so that one kept episode does not keep the block, and can be written to.
-            own = {name: array.copy() for name, array in cut.items()}
-            yield episode_from_rows(own, layout, fact)
+            yield episode_from_rows({n: own(rows) for n, rows in cut.items()}, layout, fact)
         first = last
 
 
@@ -57,6 +60,9 @@ def field_array(
     catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str, raw: bool
 ) -> da.Array:
     """Returns one field of the table's episodes in order, one dask chunk per run of a block.
+
+    Encoded fields are decoded within the tasks, in runs of about `DECODED_BYTES`; texts, ragged
+    rows and pictures of varying size become objects.
 
     Args:
         catalog: the store.
@@ -74,19 +80,27 @@ def field_array(
     finals = np.array(table["final_observation"].to_pylist(), dtype=object)
     layouts = {block: catalog.block_layout(blocks[block]) for block in dict.fromkeys(order)}
     field = _field_of(layouts, name)
-    cuts = np.flatnonzero(order[1:] != order[:-1]) + 1
+    kind, shape = (field.numpy_dtype, field.shape) if field.is_regular else (np.dtype(object), ())
     pieces = []
-    for run in np.split(np.arange(len(order)), cuts) if len(order) else []:
+    for run in _runs(order, lengths, field) if len(order) else []:
         layout = layouts[order[run[0]]]
         counts = lengths[run] + 1
         if not raw:
             counts = counts - _cut(name, layout, finals[run])
         task = dask.delayed(_read_run)(catalog, blocks[order[run[0]]], name, starts[run], counts)
-        shape = (int(counts.sum()), *field.shape)
-        pieces.append(da.from_delayed(task, shape, dtype=field.numpy_dtype))
+        pieces.append(da.from_delayed(task, (int(counts.sum()), *shape), dtype=kind))
     if not pieces:
-        return da.zeros((0, *field.shape), dtype=field.numpy_dtype)
+        return da.from_array(np.empty((0, *shape), kind))
     return da.concatenate(pieces)
+
+
+def _runs(order: np.ndarray, lengths: np.ndarray, field: FieldSpec) -> list[np.ndarray]:
+    """Splits episodes into runs that lie in one block, and that fit in memory once decoded."""
+    is_cut = order[1:] != order[:-1]
+    if field.encoding != "raw":
+        bins = np.cumsum((lengths + 1) * field.row_bytes) // DECODED_BYTES
+        is_cut |= bins[1:] != bins[:-1]
+    return np.split(np.arange(len(order)), np.flatnonzero(is_cut) + 1)
 
 
 def to_xarray(xarray: ModuleType, episode: Episode) -> Any:
@@ -98,8 +112,9 @@ def to_xarray(xarray: ModuleType, episode: Episode) -> Any:
         "truncated": episode.truncated,
     }.items():
         axis = "step" if len(array) == episode.length else "time"
-        dims = (axis, *(f"{name}_{k}" for k in range(array.ndim - 1)))
-        variables[name] = (dims, array)
+        decoded = plain(array)
+        dims = (axis, *(f"{name}_{k}" for k in range(decoded.ndim - 1)))
+        variables[name] = (dims, decoded)
     facts = {"episode_id": episode.episode_id, "task": episode.task, "kind": episode.kind}
     return xarray.Dataset(variables, attrs={**facts, **episode.columns})
 
@@ -145,7 +160,8 @@ def _cut(name: str, layout: RowLayout, finals: np.ndarray) -> np.ndarray:
 def _read_run(
     catalog: Catalog, block: Block, name: str, starts: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    rows = catalog.read_block(block, [name])[name]
-    pieces = [rows[start : start + count] for start, count in zip(starts, counts, strict=True)]
-    run: np.ndarray = np.concatenate(pieces)
-    return run
+    first, last = int(starts.min()), int((starts + counts).max())
+    rows = catalog.read_block(block, [name], rows=slice(first, last))[name]
+    spans = zip(starts - first, counts, strict=True)
+    run = plain(join([rows[start : start + count] for start, count in spans]))
+    return run if spec_of(rows).is_regular else run.astype(object)

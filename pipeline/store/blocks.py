@@ -4,7 +4,7 @@ Encoding and decoding are pure functions between arrays and bytes; where the byt
 writer's business. A shard is an ordinary Zarr v3 group with one named array per field, readable by
 any Zarr reader. Chunks end in a crc32c codec, because Zarr alone returns wrong data silently for a
 flipped bit, and every file is listed with its size and checksum, because Zarr reads a missing chunk
-as zeros.
+as zeros. What is encoded stays so (`encoded`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from pipeline.store import encoded
 from schemas.arrow import (
     layout_from_json,
     layout_to_json,
@@ -31,6 +32,7 @@ from schemas.arrow import (
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, UnknownNameError, suggest
 from schemas.identity import hash64
+from schemas.packed import FindMedia, Media, Packed, Rows, Video
 from schemas.rows import RowLayout
 from schemas.spec import FieldSpec
 
@@ -40,6 +42,9 @@ images."""
 SHARD_ROWS = 65_536
 MAX_SHARD_BYTES = 256 << 20
 """A writer holds a shard in memory: wide rows make shards of fewer rows."""
+ENCODED_SHARD_BYTES = 64 << 20
+"""Encoded rows are no smaller on disk than in memory, where they are held up to four times while
+they are written."""
 CHUNK_ROWS = 4_096
 MIN_CHUNK_BYTES = 64 << 10
 """Narrow fields take more rows per chunk: the cost of a Zarr chunk is per chunk, not per byte."""
@@ -84,7 +89,7 @@ def check(file: DataFile, data: bytes) -> bytes:
 # -- shards ------------------------------------------------------------------------------------
 
 
-def encode_shard(rows: Mapping[str, np.ndarray], layout: RowLayout) -> dict[str, bytes]:
+def encode_shard(rows: Mapping[str, Rows], layout: RowLayout) -> dict[str, bytes]:
     """Returns the files of a Zarr v3 group by their keys relative to it."""
     files: dict[str, Any] = {}
     store = MemoryStore(files)
@@ -92,11 +97,16 @@ def encode_shard(rows: Mapping[str, np.ndarray], layout: RowLayout) -> dict[str,
     group = zarr.create_group(store, attributes=attributes, zarr_format=3)
     paths = node_paths(layout.fields)
     for name, field in layout.fields.items():
-        chunk, shard = _chunking(field, len(rows[name]))
+        mine = rows[name]
+        told = {"field": name, **_padding_note(name, field, layout)}
+        if isinstance(mine, Packed | Video):
+            encoded.write_encoded(group, paths[name], mine, told)
+            continue
+        chunk, shard = _chunking(field, len(mine))
         inner = tuple(max(size, 1) for size in field.shape)
         array = group.create_array(
             paths[name],
-            shape=(len(rows[name]), *field.shape),
+            shape=(len(mine), *field.shape),
             dtype=field.numpy_dtype,
             chunks=(chunk, *inner),
             shards=(shard, *inner),
@@ -104,33 +114,58 @@ def encode_shard(rows: Mapping[str, np.ndarray], layout: RowLayout) -> dict[str,
             fill_value=0,
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=("row", *(f"{name}_{axis}" for axis in range(len(field.shape)))),
-            attributes={"field": name, **_padding_note(name, field, layout)},
+            attributes=told,
             config={"write_empty_chunks": True},
         )
-        array[...] = rows[name]
+        array[...] = mine
     return {key: buffer.to_bytes() for key, buffer in files.items()}
 
 
 def decode_shard(
-    files: Mapping[str, bytes], paths: Mapping[str, str], rows: slice = slice(None)
-) -> dict[str, np.ndarray]:
+    files: Mapping[str, bytes],
+    fields: Mapping[str, FieldSpec],
+    paths: Mapping[str, str],
+    rows: slice = slice(None),
+    find: FindMedia | None = None,
+) -> dict[str, Rows]:
     """Returns some fields of a shard, (rows, *shape) each.
 
     Args:
-        files: the group's files by relative key; those of other fields may be left out.
-        paths: what to read: field names and their `node_paths`.
+        files: the group's files by relative key; only those that are needed are asked for. Of
+            encoded rows that is the part with the wanted rows.
+        fields: what to read.
+        paths: the places of all fields (`node_paths`).
         rows: which rows.
+        find: where media files are; needed for fields of video.
     """
     make = default_buffer_prototype().buffer.from_bytes
-    store = MemoryStore({key: make(data) for key, data in files.items()})
-    group = zarr.open_group(store, mode="r")
-    found = {}
-    for name, path in paths.items():
+    keys = list(files)
+    read: dict[str, Any] = {}
+
+    def load(wanted: Iterable[str]) -> None:
+        read.update({key: make(files[key]) for key in sorted(wanted) if key not in read})
+
+    load({key for name in fields for key in files_of_field(keys, paths[name], fields[name])})
+    group = zarr.open_group(MemoryStore(read), mode="r")
+    found: dict[str, Rows] = {}
+    for name, field in fields.items():
+        path = paths[name]
         try:
-            found[name] = np.asarray(group[path][rows])  # type: ignore[index]
-        except (ValueError, KeyError, RuntimeError) as error:
+            if field.encoding == "raw":
+                found[name] = np.asarray(group[path][rows])  # type: ignore[index]
+            elif field.encoding == "video":
+                found[name] = encoded.read_video(group, path, field, rows, find or _no_media)
+            else:
+                offsets, chunks = encoded.data_span(group, path, rows)
+                load(chunks)
+                found[name] = encoded.read_packed(group, path, field, offsets)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise DamagedStoreError(f"Could not decode the field {name!r}: {error}.") from error
     return found
+
+
+def _no_media(sha256: str) -> Media:
+    raise DamagedStoreError(f"Expected to know where the media file {sha256} is, came no list.")
 
 
 def shard_listing(block: str, files: Mapping[str, bytes], layout: RowLayout) -> bytes:
@@ -185,27 +220,30 @@ def _short(folder: str) -> str:
     return folder if len(folder.encode()) <= MAX_NAME_BYTES else f"%{hash64(folder):016X}"
 
 
-def files_of_field(files: Sequence[str], field: str) -> list[str]:
-    """Returns the keys that reading one field of a shard needs.
+def files_of_field(files: Sequence[str], place: str, field: FieldSpec) -> list[str]:
+    """Returns the keys that reading any rows of one field of a shard needs.
 
     Args:
         files: all keys of the group.
-        field: the field's place in it, one of `node_paths`.
+        place: the field's place in it, one of `node_paths`.
+        field: what it is.
     """
-    parts = field.split("/")
-    ancestors = {"zarr.json"} | {
+    parts = place.split("/")
+    documents = {"zarr.json"} | {
         "/".join([*parts[:depth], "zarr.json"]) for depth in range(1, len(parts) + 1)
     }
-    chunks = f"{field}/c"
-    return [
-        key for key in files if key in ancestors or key.startswith((chunks + ".", chunks + "/"))
-    ]
+    arrays = [place]
+    if field.encoding != "raw":
+        arrays = [f"{place}/{part}" for part in encoded.parts_of(field)]
+        documents |= {f"{array}/zarr.json" for array in (*arrays, f"{place}/data")}
+    chunks = tuple(f"{array}/c{sign}" for array in arrays for sign in "./")
+    return [key for key in files if key in documents or key.startswith(chunks)]
 
 
 # -- tails -------------------------------------------------------------------------------------
 
 
-def encode_tail(rows: Mapping[str, np.ndarray], layout: RowLayout) -> bytes:
+def encode_tail(rows: Mapping[str, Rows], layout: RowLayout) -> bytes:
     """Returns the bytes of an Arrow file that holds the rows."""
     table = rows_to_table(rows, layout)
     sink = pa.BufferOutputStream()
@@ -220,9 +258,11 @@ def open_tail(data: bytes) -> tuple[RowLayout, pa.Table]:
     return table_layout(table), table
 
 
-def decode_tail(table: pa.Table, fields: Mapping[str, FieldSpec]) -> dict[str, np.ndarray]:
-    """Returns some fields of a tail, (rows, *shape) each."""
-    return table_to_rows(table, fields)
+def decode_tail(
+    table: pa.Table, fields: Mapping[str, FieldSpec], find: FindMedia | None = None
+) -> dict[str, Rows]:
+    """Returns some fields of a tail, (rows, *shape) each; `find` as for `decode_shard`."""
+    return table_to_rows(table, fields, find)
 
 
 def pick_fields(layout: RowLayout, names: Sequence[str] | None) -> dict[str, FieldSpec]:
@@ -241,15 +281,25 @@ def pick_fields(layout: RowLayout, names: Sequence[str] | None) -> dict[str, Fie
 
 
 def block_rows(layout: RowLayout) -> int:
-    """Returns how many rows a shard of this layout holds at most."""
-    images = any(map(_is_image, layout.fields.values()))
-    rows = IMAGE_SHARD_ROWS if images else SHARD_ROWS
-    return max(TAIL_SHARE, min(rows, MAX_SHARD_BYTES // layout.row_bytes))
+    """Returns how many rows a shard of this layout holds, whatever encoded ones take."""
+    raw = [field for field in layout.fields.values() if field.encoding == "raw"]
+    rows = IMAGE_SHARD_ROWS if any(map(_is_image, raw)) else SHARD_ROWS
+    return max(TAIL_SHARE, min(rows, MAX_SHARD_BYTES // sum(field.row_bytes for field in raw)))
 
 
 def tail_rows(layout: RowLayout) -> int:
     """Returns how many rows of this layout make a shard; fewer make a tail."""
     return block_rows(layout) // TAIL_SHARE
+
+
+def is_full(layout: RowLayout, rows: int, encoded_bytes: int) -> bool:
+    """True if some rows are more than a shard of this layout holds."""
+    return rows > block_rows(layout) or encoded_bytes > ENCODED_SHARD_BYTES
+
+
+def is_tail(layout: RowLayout, rows: int, encoded_bytes: int) -> bool:
+    """True if some rows are too few for a shard."""
+    return rows < tail_rows(layout) and encoded_bytes < ENCODED_SHARD_BYTES // TAIL_SHARE
 
 
 def _is_image(field: FieldSpec) -> bool:
@@ -286,5 +336,7 @@ def _padding_note(name: str, field: FieldSpec, layout: RowLayout) -> dict[str, A
     if name in ("valid", "observation_valid") or name in layout.full_extras:
         return {}
     value = "NaN" if field.numpy_dtype.kind == "f" else "0"
+    if field.encoding != "raw":
+        value = "media -1" if field.encoding == "video" else "no bytes"
     flag = "observation_valid" if name.startswith("observations") else "valid"
     return {"padding": f"{value} where {flag} is false (each episode's last row)"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 from pipeline.store import blocks, ids, layout
 from pipeline.store.commit import Refs
 from pipeline.store.erasures import Erasures
-from pipeline.store.files import files_of_commit, unit_of
+from pipeline.store.files import files_of_commit, new_parts, unit_of
 from pipeline.store.marks import Marks
+from pipeline.store.media import finder
 from pipeline.store.objects import Objects
 from pipeline.store.recent import Recent
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, FilesExpiredError, NotFoundError, UntrustedError
+from schemas.packed import Rows
 from schemas.rows import RowLayout
 from schemas.version import STORE_VERSION, Block, Commit, StoreDocument
 
@@ -101,15 +103,27 @@ class Catalog:
         return self._listing(block)[0]
 
     def block_files(self, block: Block) -> list[DataFile]:
-        """Returns all files of a block, its list of files included."""
+        """Returns all files of a block: its list of files and its media are among them."""
+        return [*self.own_files(block), *self.media_files(block)]
+
+    def own_files(self, block: Block) -> list[DataFile]:
+        """Returns the files that belong to one block alone, the one it names first."""
         if block.container == "tail":
             return [block.file]
         return [block.file, *self._listing(block)[1].values()]
 
+    def media_files(self, block: Block) -> list[DataFile]:
+        """Returns a block's media files, without those that went with erased episodes."""
+        dropped = self.erasures.dropped - self.erasures.rewrites.keys()
+        return [file for file in block.media if file.key not in dropped]
+
     def read_block(
         self, block: Block, names: Sequence[str] | None = None, rows: slice = slice(None)
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Rows]:
         """Returns fields of a block's rows, flags included, (rows, *shape) each.
+
+        Encoded fields come as they are stored; a video's media files are read, and verified, when
+        they are asked for.
 
         Args:
             block: which one.
@@ -122,7 +136,8 @@ class Catalog:
         if block.container == "tail":
             row_layout, table = blocks.open_tail(self.read(block.file))
             part = table.slice(rows.start or 0, _span(rows, table.num_rows))
-            return blocks.decode_tail(part, blocks.pick_fields(row_layout, names))
+            fields = blocks.pick_fields(row_layout, names)
+            return blocks.decode_tail(part, fields, finder(self.read, block.media))
         before = self.erasures.resolve(block.file)
         try:
             return self._read_shard(block, names, rows)
@@ -134,15 +149,12 @@ class Catalog:
 
     def _read_shard(
         self, block: Block, names: Sequence[str] | None, rows: slice
-    ) -> dict[str, np.ndarray]:
+    ) -> dict[str, Rows]:
         row_layout, listed = self._listing(block)
         fields = blocks.pick_fields(row_layout, names)
-        places = blocks.node_paths(row_layout.fields)
-        paths = {name: places[name] for name in fields}
-        keys = list(listed)
-        needed = {key for path in paths.values() for key in blocks.files_of_field(keys, path)}
-        files = {key: self.read(listed[key]) for key in sorted(needed)}
-        return blocks.decode_shard(files, paths, rows)
+        paths = blocks.node_paths(row_layout.fields)
+        find = finder(self.read, block.media)
+        return blocks.decode_shard(_Files(self, listed), fields, paths, rows, find)
 
     def _find(self, file: DataFile) -> bytes | None:
         found = self.erasures.resolve(file)
@@ -167,6 +179,21 @@ class Catalog:
 
     def _refuse_marked(self, commit: Commit) -> None:
         self.marks.refuse(files_of_commit(commit), "a commit")
+        self._refuse_dropped(commit)
+
+    def _refuse_dropped(self, commit: Commit) -> None:
+        """Makes sure that no new block names a media file that went with erased episodes."""
+        blocks = [block for part in new_parts(commit) for block in part.blocks]
+        if not any(block.media for block in blocks):
+            return
+        self.erasures.refresh()
+        for block in blocks:
+            if len(self.media_files(block)) < len(block.media):
+                raise FilesExpiredError(
+                    "Expected a commit to refer to kept files only, came one with a media file "
+                    "that was erased meanwhile; run the job again.",
+                    where=block.file.key,
+                )
 
     def _listing(self, block: Block) -> tuple[RowLayout, dict[str, DataFile]]:
         def parse(data: bytes) -> tuple[RowLayout, dict[str, DataFile]]:
@@ -175,6 +202,25 @@ class Catalog:
             return blocks.parse_listing(data, folder)
 
         return self.parsed(block.file, parse)
+
+
+class _Files(Mapping[str, bytes]):
+    """The files of a shard by relative key, each read and verified when it is asked for."""
+
+    def __init__(self, catalog: Catalog, listed: Mapping[str, DataFile]) -> None:
+        self._catalog = catalog
+        self._listed = listed
+
+    def __getitem__(self, key: str) -> bytes:
+        if key not in self._listed:
+            raise DamagedStoreError(f"Expected the file {key!r} of a shard, came a list without.")
+        return self._catalog.read(self._listed[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listed)
+
+    def __len__(self) -> int:
+        return len(self._listed)
 
 
 def _reopen(objects: Objects) -> Catalog:

@@ -3,11 +3,12 @@
 `erase` makes every reader subtract the episodes. `scrub` rewrites each file that still holds their
 bytes, in every branch's whole history: rows of arrays become padding and rows of tables become
 null, in place, so that nothing else moves; the old files are deleted once the new ones stand in.
+Media files go whole, if at all (`erase_media`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,14 @@ import pyarrow.compute as pc
 
 from pipeline.store import blocks, layout, leases
 from pipeline.store.catalog import Catalog, parquet_bytes
+from pipeline.store.erase_media import drop_media
 from pipeline.store.files import files_of_commit, unit_of
+from pipeline.store.media import media_of
 from pipeline.store.reach import branch_commits
 from schemas.document import DataFile
 from schemas.errors import NotFoundError
 from schemas.identity import hash64
+from schemas.packed import Packed, Rows, Video
 from schemas.rows import RowLayout
 from schemas.version import Append, Block, Commit, Compact, Part
 
@@ -31,6 +35,11 @@ class Scrubbed:
 
     rewritten: tuple[str, ...]
     """Keys of the files that are gone; others stand in for them."""
+    dropped_media: tuple[str, ...] = ()
+    """Keys of media files that are gone: only erased episodes used them."""
+    shared_media: tuple[str, ...] = ()
+    """Keys of media files that hold frames of erased episodes and stay, because kept episodes use
+    them too: they go with the last of those."""
 
 
 def erase(catalog: Catalog, episode_ids: Iterable[str]) -> int:
@@ -70,9 +79,12 @@ def scrub(catalog: Catalog) -> Scrubbed:
     # A compaction under way could carry the bytes into a new file that this would not see.
     with leases.turn(catalog.objects, leases.MAINTAINER):
         gone = _delete_replaced(catalog)
+        touched: set[str] = set()
         for part in _parts(catalog):
-            gone += _scrub_part(catalog, part, erased)
-        return Scrubbed((*gone, *_scrub_tables(catalog, erased)))
+            gone += _scrub_part(catalog, part, erased, touched)
+        gone += _scrub_tables(catalog, erased)
+        dropped = drop_media(catalog, lambda: _blocks(catalog))
+        return Scrubbed(tuple(gone), tuple(dropped), tuple(sorted(touched - set(dropped))))
 
 
 def _delete_replaced(catalog: Catalog) -> list[str]:
@@ -88,12 +100,12 @@ def _delete_replaced(catalog: Catalog) -> list[str]:
     return gone
 
 
-def _scrub_part(catalog: Catalog, part: Part, erased: set[int]) -> list[str]:
+def _scrub_part(catalog: Catalog, part: Part, erased: set[int], touched: set[str]) -> list[str]:
     table = catalog.parquet(part.rows)
     mine = _erased_rows(table, erased)
     gone: list[str] = []
     for block in part.blocks:
-        gone += _scrub_block(catalog, block, table.filter(pa.array(~mine)))
+        gone += _scrub_block(catalog, block, table.filter(pa.array(~mine)), touched)
     if mine.any():
         data = parquet_bytes(_nulled(table, mine))
         gone += _replace(catalog, part.rows, data, layout.episode_rows)
@@ -126,6 +138,11 @@ def _parts(catalog: Catalog) -> Iterator[Part]:
             if part.id not in seen and _is_there(catalog, part.rows):
                 seen.add(part.id)
                 yield part
+
+
+def _blocks(catalog: Catalog) -> Iterator[Block]:
+    for part in _parts(catalog):
+        yield from (block for block in part.blocks if _is_there(catalog, block.file))
 
 
 def _tables(catalog: Catalog) -> list[DataFile]:
@@ -161,11 +178,12 @@ def _nulled(table: pa.Table, mine: np.ndarray) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=table.schema)
 
 
-def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table) -> list[str]:
+def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table, touched: set[str]) -> list[str]:
     """Pads the rows of a block that belong to none of the kept episodes.
 
     Those of erased ones, that is, and those of episodes that turned out to be known already when
-    the block was committed: nothing refers to these, but an erased one may be among them.
+    the block was committed: nothing refers to these, but an erased one may be among them. Keys of
+    the media files that the padded rows named go into `touched`.
     """
     mine = kept.filter(pc.equal(kept["_block"], block.id))
     starts, lengths = mine["_row"].to_numpy(), mine["length"].to_numpy()
@@ -177,10 +195,12 @@ def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table) -> list[str]:
     row_layout = catalog.block_layout(block)
     rows = catalog.read_block(block)
     padded = {name: _padded(array, ~is_kept) for name, array in rows.items()}
-    if all(padded[name].tobytes() == array.tobytes() for name, array in rows.items()):
+    if all(_is_same(padded[name], array) for name, array in rows.items()):
         return []
+    keys = {layout.sha256_of(file.key): file.key for file in block.media}
+    touched |= {keys[name] for name in media_of(_cut(r, ~is_kept) for r in rows.values())}
     rows = padded
-    old = catalog.block_files(block)
+    old = catalog.own_files(block)
     resolved = [catalog.erasures.resolve(file) for file in old]
     replacement, files = _encode(block, rows, row_layout)
     catalog.objects.put(files)
@@ -190,14 +210,36 @@ def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table) -> list[str]:
     return [file.key for file in resolved]
 
 
-def _padded(array: np.ndarray, where: np.ndarray) -> np.ndarray:
-    padded = array.copy()
-    padded[where] = np.nan if array.dtype.kind == "f" else 0
+def _padded(rows: Rows, where: np.ndarray) -> Rows:
+    """Returns rows with padding where it is asked for, and a video's other media files only."""
+    if isinstance(rows, Packed):
+        kept = (b"" if gone else row for row, gone in zip(rows, where, strict=True))
+        return Packed.of(rows.spec, kept)
+    if isinstance(rows, Video):
+        return _cut(rows, ~where)
+    padded = rows.copy()
+    padded[where] = np.nan if rows.dtype.kind == "f" else 0
     return padded
 
 
+def _cut(rows: Rows, where: np.ndarray) -> Rows:
+    """Returns a video that has frames only in some of its rows; other rows as they are."""
+    if not isinstance(rows, Video):
+        return rows
+    index = np.where(where, rows.index, np.int32(-1))
+    return Video(rows.spec, rows.media, index, np.where(where, rows.timestamps, np.nan))[:]
+
+
+def _is_same(one: Rows, two: Rows) -> bool:
+    if isinstance(one, Packed) and isinstance(two, Packed):
+        return np.array_equal(one.offsets, two.offsets)
+    if isinstance(one, Video) and isinstance(two, Video):
+        return np.array_equal(one.timestamps, two.timestamps, equal_nan=True)
+    return np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
 def _encode(
-    block: Block, rows: dict[str, np.ndarray], row_layout: RowLayout
+    block: Block, rows: Mapping[str, Rows], row_layout: RowLayout
 ) -> tuple[DataFile, dict[str, bytes]]:
     name = layout.new_id()
     if block.container == "tail":

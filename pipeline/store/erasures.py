@@ -9,7 +9,7 @@ those they name.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline.store import layout
 from pipeline.store.objects import Objects
@@ -28,6 +28,8 @@ class Erasures:
         """Of the ids of erased episodes."""
         self.rewrites: dict[str, DataFile] = {}
         """Key of a rewritten file to the file that stands in for it."""
+        self.dropped: set[str] = set()
+        """Keys of media files that only erased episodes used."""
 
     def refresh(self) -> Erasures:
         """Reads what is new; documents are dense and never removed."""
@@ -44,12 +46,14 @@ class Erasures:
                     name: DataFile.model_validate(file)
                     for name, file in document.get("rewrites", {}).items()
                 }
+                dropped = set(map(str, document.get("dropped", [])))
             except (ValueError, KeyError, TypeError):
                 raise DamagedStoreError(
                     "Expected a list of erased episodes, came something else.", where=key
                 ) from None
             self.hashes |= hashes
             self.rewrites.update(rewrites)
+            self.dropped |= dropped
             self.count += 1
 
     def resolve(self, file: DataFile) -> DataFile:
@@ -58,11 +62,14 @@ class Erasures:
             file = self.rewrites[file.key]
         return file
 
-    def add(self, hashes: set[int], rewrites: Mapping[str, DataFile]) -> None:
+    def add(
+        self, hashes: set[int], rewrites: Mapping[str, DataFile], dropped: Iterable[str] = ()
+    ) -> None:
         """Writes one more document; racing writers each get a number of their own."""
         document = {
             "id_hashes": sorted(f"{value:016x}" for value in hashes),
             "rewrites": {name: file.model_dump() for name, file in rewrites.items()},
+            "dropped": sorted(dropped),
         }
         data = json.dumps(document).encode()
         while not self._objects.put_if_absent(layout.erasure(self.refresh().count + 1), data):

@@ -104,6 +104,16 @@ def tail(block: str) -> str:
     return f"tails/{block}.arrow"
 
 
+def media(sha256: str, again: str = "") -> str:
+    """Key of a media file; `again` tells apart files of equal content."""
+    return f"media/{sha256}-{again}" if again else f"media/{sha256}"
+
+
+def sha256_of(key: str) -> str:
+    """Returns the SHA-256 that a media file's key states."""
+    return key.removeprefix("media/").partition("-")[0]
+
+
 def episode_rows(part: str) -> str:
     """Key of a part's episode rows."""
     return f"episodes/{part}.parquet"

@@ -26,6 +26,7 @@ from schemas.errors import (
     missing_extra,
     suggest,
 )
+from schemas.packed import Rows
 from schemas.spec import DatasetSpec
 from schemas.version import Block, Commit, Derivation, State, VersionRef, dataset_spec
 
@@ -236,8 +237,10 @@ class Version:
         """Returns how many rows a block holds."""
         return self._block(data_id).rows
 
-    def read_rows(self, data_id: str, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def read_rows(self, data_id: str, fields: Sequence[str] | None = None) -> dict[str, Rows]:
         """Returns fields of a whole block in the T+1-row layout, checksums verified.
+
+        Encoded fields come encoded; `schemas.packed.plain` decodes them.
 
         Args:
             data_id: one of `index().data_ids`.

@@ -1,4 +1,4 @@
-"""From episodes to durable blocks: group by layout, pack, encode, put.
+"""From episodes to durable blocks: group by layout, pack, encode, put; media files first.
 
 Blocks are written before anything refers to them; until a commit does, they do not exist for any
 reader. Memory holds one block per layout, never the whole input.
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.store import blocks, layout
+from pipeline.store.media import MediaWriter, media_of
 from pipeline.store.objects import Objects
 from schemas.episode import Episode
+from schemas.packed import stored_bytes
 from schemas.rows import RowLayout, join_rows, layout_of
 from schemas.spec import DatasetSpec
 from schemas.table import EpisodeRow, episode_row
@@ -40,6 +42,7 @@ class _Pile:
     layout: RowLayout
     episodes: list[tuple[int, Episode, EpisodeRow]]
     rows: int = 0
+    encoded_bytes: int = 0
     came: DatasetSpec | None = None
 
 
@@ -61,6 +64,7 @@ def write_blocks(
     Yields:
         Durable blocks; every episode is in exactly one.
     """
+    media = MediaWriter(objects)
     piles: dict[object, _Pile] = {}
     for position, (episode, row) in enumerate(episodes):
         stored = cast(episode) if cast else episode
@@ -68,20 +72,29 @@ def write_blocks(
         row_layout = layout_of(stored)
         key = (row_layout.key, came)
         pile = piles.setdefault(key, _Pile(row_layout, [], came=came))
-        added = episode.length + 1
-        if pile.episodes and pile.rows + added > blocks.block_rows(row_layout):
-            yield _write(objects, pile, spec)
+        added, size = episode.length + 1, encoded_bytes(stored)
+        rows, held = pile.rows + added, pile.encoded_bytes + size
+        if pile.episodes and blocks.is_full(row_layout, rows, held):
+            yield _write(objects, media, pile, spec)
             pile = piles[key] = _Pile(row_layout, [], came=came)
         pile.episodes.append((position, stored, row))
         pile.rows += added
+        pile.encoded_bytes += size
     for pile in piles.values():
-        yield _write(objects, pile, spec)
+        yield _write(objects, media, pile, spec)
 
 
-def _write(objects: Objects, pile: _Pile, spec: str) -> WrittenBlock:
+def encoded_bytes(episode: Episode) -> int:
+    """Returns the bytes of an episode's encoded rows, media files left out."""
+    arrays = episode.arrays.values()
+    return sum(stored_bytes(rows) for rows in arrays if not isinstance(rows, np.ndarray))
+
+
+def _write(objects: Objects, media: MediaWriter, pile: _Pile, spec: str) -> WrittenBlock:
     name = layout.new_id()
     rows = join_rows(episode for _, episode, _ in pile.episodes)
-    if pile.rows < blocks.tail_rows(pile.layout):
+    named = tuple(media.put(one) for one in media_of(rows.values()).values())
+    if blocks.is_tail(pile.layout, pile.rows, pile.encoded_bytes):
         data = blocks.encode_tail(rows, pile.layout)
         file = blocks.data_file(layout.tail(name), data)
         files = {file.key: data}
@@ -102,6 +115,7 @@ def _write(objects: Objects, pile: _Pile, spec: str) -> WrittenBlock:
         rows=pile.rows,
         bytes=size,
         file=file,
+        media=named,
     )
     return WrittenBlock(
         block=block,

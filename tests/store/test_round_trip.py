@@ -39,7 +39,7 @@ def test_any_episode_through_a_tail_and_a_shard(one: Episode) -> None:
     assert found == layout
     tail = table_to_rows(table, layout.fields)
     paths = blocks.node_paths(layout.fields)
-    shard = blocks.decode_shard(blocks.encode_shard(rows, layout), paths)
+    shard = blocks.decode_shard(blocks.encode_shard(rows, layout), layout.fields, paths)
     for name, array in rows.items():
         assert same_array(tail[name], array), name
         assert same_array(shard[name], array), name
