@@ -186,8 +186,7 @@ class _Planner:
             name: SourceState.model_validate_json(source.model_dump_json())
             for name, source in batch.sources.items()
         }
-        self._parts: dict[object, Part] = {}
-        self._indexes: dict[object, DataFile] = {}
+        self._parts: dict[object, tuple[Part, DataFile]] = {}
         self.added: tuple[EpisodeRow, ...] = ()
         self.replaced: tuple[EpisodeRow, ...] = ()
         self.known = 0
@@ -217,11 +216,12 @@ class _Planner:
         if not rows and not fresh and not sources:
             return None
         joined = self._joining.join(state, self._batch.written, rows)
+        parts = [self._write_part(of, joined.blocks) for of in joined.groups.values()]
         places = [place for _, place in found.changed]
         operation = Append(
             specs={name: spec_document(spec) for name, spec in joined.specs.items()},
-            parts=tuple(self._write_part(of, joined.blocks) for of in joined.groups.values()),
-            known=(self._write_index(rows),) if rows else (),
+            parts=tuple(part for part, _ in parts),
+            known=tuple(index for _, index in parts),
             quarantine=(self._write_refusals(fresh),) if fresh else (),
             sources=sources,
             replaced=replaced(self._catalog, state, places) if places else None,
@@ -240,32 +240,28 @@ class _Planner:
         fresh = {refusal.key: refusal for refusal in self.refusals}
         return [refusal for key, refusal in fresh.items() if key not in listed]
 
-    def _write_part(self, rows: list[EpisodeRow], known: Mapping[str, Block]) -> Part:
-        """Writes rows of one spec as a part, unless an earlier plan wrote the same."""
+    def _write_part(
+        self, rows: list[EpisodeRow], known: Mapping[str, Block]
+    ) -> tuple[Part, DataFile]:
+        """Writes rows of one spec and their id index, unless an earlier plan wrote the same."""
         key = tuple((row.episode_id, row.block, row.facts["spec"]) for row in rows)
         if key not in self._parts:
             name = layout.new_id()
             table = parquet_bytes(rows_to_table(rows))
-            self._catalog.objects.put({layout.episode_rows(name): table})
-            self._parts[key] = Part(
+            index = ids.encode(ids.keys((row.episode_id, row.digest) for row in rows))
+            files = {layout.episode_rows(name): table, layout.id_index(name): index}
+            self._catalog.objects.put(files)
+            part = Part(
                 id=name,
                 episodes=len(rows),
                 steps=sum(row.length for row in rows),
                 rows=blocks.data_file(layout.episode_rows(name), table),
                 blocks=tuple(known[block] for block in dict.fromkeys(row.block for row in rows)),
             )
-        return self._parts[key]
-
-    def _write_index(self, rows: list[EpisodeRow]) -> DataFile:
-        """Writes the id index of some rows, unless an earlier plan wrote the same."""
-        key = tuple((row.episode_id, row.digest) for row in rows)
-        if key not in self._indexes:
-            index = ids.encode(ids.keys(key))
-            file = blocks.data_file(layout.id_index(layout.new_id()), index)
-            self._catalog.objects.put({file.key: index})
+            file = blocks.data_file(layout.id_index(name), index)
             self._catalog.keep_index(file, index)
-            self._indexes[key] = file
-        return self._indexes[key]
+            self._parts[key] = (part, file)
+        return self._parts[key]
 
     def _write_refusals(self, refusals: Sequence[Refusal]) -> DataFile:
         now = dt.datetime.now(dt.UTC)
