@@ -58,7 +58,7 @@ def run_ingest(
     prepared = ingest.prepare(job)
     beam_options = PipelineOptions([*options, f"--runner={runner}"])
     with progress.watch(job.run_id, listener):
-        result = _pipeline(job, prepared, reread, beam_options).run()
+        result = build(job, prepared, reread, beam_options).run()
         result.wait_until_finish()
     return records.take(job)
 
@@ -103,9 +103,10 @@ def _short(runner: str) -> str:
     return runner.rsplit(".", 1)[-1].lower()
 
 
-def _pipeline(
+def build(
     job: IngestJob, prepared: ingest.Prepared, reread: bool, options: PipelineOptions
 ) -> beam.Pipeline:
+    """Returns the pipeline of a prepared job, commit included."""
     pipeline = beam.Pipeline(options=options)
     _ = (
         pipeline

@@ -80,16 +80,22 @@ def cluster(address: str | None, processes: int | None) -> Iterator[Client]:
             with _connect(address) as client:
                 yield client
             return
-        with _start(processes) as local, Client(local, set_as_default=False) as client:
+        with start(processes) as local, Client(local, set_as_default=False) as client:
             yield client
 
 
-def _start(processes: int | None) -> LocalCluster:
+def start(processes: int | None) -> LocalCluster:
+    """Starts a scheduler and single-threaded worker processes on this machine, for us alone.
+
+    Raises:
+        UsageError: if they cannot load the script that starts them.
+    """
     try:
         return LocalCluster(
             n_workers=processes,
             threads_per_worker=1,
-            dashboard_address=None,
+            # None would still open the default port, and warn where somebody else has it.
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
             silence_logs=logging.ERROR,
         )
     except RuntimeError as error:
