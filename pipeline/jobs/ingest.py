@@ -11,11 +11,9 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from connectors import registry
 from connectors.base import Found, Listing, Unit
@@ -23,8 +21,10 @@ from pipeline.jobs import progress
 from pipeline.jobs.report import IngestReport, report_of
 from pipeline.steps.name import episode_ids, qualified
 from pipeline.steps.validate import fault_of
-from pipeline.store import derive, ids, layout
+from pipeline.store import derive, ids, layout, specs
 from pipeline.store.append import Batch, Refusal, commit_batch
+from pipeline.store.joining import cast_to_fit
+from pipeline.store.known import Known
 from pipeline.store.store import Store, open_store
 from pipeline.store.writer import WrittenBlock, write_blocks
 from schemas.episode import Episode
@@ -32,7 +32,7 @@ from schemas.errors import EpisodeError, NameTakenError, PenstockError, SourceEr
 from schemas.identity import content_id
 from schemas.jobs import IngestJob
 from schemas.table import EpisodeRow, episode_row
-from schemas.version import Commit, SourceState
+from schemas.version import Commit, SourceState, State
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def load_unit(work: Work) -> UnitOutcome:
             for _ in candidates:
                 pass
         else:
-            written = tuple(write_blocks(_store(work.job.into).catalog.objects, candidates))
+            objects = _store(work.job.into).catalog.objects
+            written = tuple(write_blocks(objects, candidates, cast=_cast(work.job)))
     except PenstockError as error:
         return UnitOutcome(work, failure=error)
     placed = {row.facts["source_key"]: row for block in written for row in block.rows}
@@ -170,6 +171,9 @@ def finish(job: IngestJob, prepared: Prepared, outcomes: Iterable[UnitOutcome]) 
         message=message,
         run_id=job.run_id,
         base=prepared.base,
+        new_spec=job.new_spec,
+        on_change=job.on_change,
+        casting="all" if job.dtype == specs.OF_SPEC else "none",
     )
     if job.tag is not None:
         store.tag(job.tag, job.branch)
@@ -187,6 +191,9 @@ def prepare(job: IngestJob) -> Prepared:
     layout.check_name(job.branch, "branch")
     if job.tag is not None:
         layout.check_name(job.tag, "tag")
+    if job.new_spec is not None:
+        layout.check_name(job.new_spec, "spec")
+    specs.check_dtype(job.dtype)
     listings = tuple(discover(job))
     if not any(listing.episodes for listing in listings):
         raise SourceError(
@@ -252,18 +259,32 @@ def _candidates(
             yield episode, row
 
 
+def _cast(job: IngestJob) -> Callable[[Episode], Episode] | None:
+    """Returns what casts episodes before they are written, if the job asks for it."""
+    if job.dtype is None:
+        return None
+    if job.dtype == specs.OF_SPEC:
+        return functools.partial(cast_to_fit, state=_state(job), casting="all")
+    dtype = job.dtype
+    return lambda one: specs.cast_episode(one, specs.with_floats(one.spec, dtype))
+
+
+def _state(job: IngestJob) -> State:
+    """Returns what the branch shows now."""
+    refs = _store(job.into).catalog.refs
+    head = refs.head(job.branch)
+    return refs.state(head) if head else State()
+
+
 class _Seen:
     """Decides which episodes look new to the branch."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._indexes: list[np.ndarray] = []
+        self._known: Known | None = None
         if not work.job.dry_run:
             catalog = _store(work.job.into).catalog
-            head = catalog.refs.head(work.job.branch)
-            if head is not None:
-                known = catalog.refs.state(head).known
-                self._indexes = [catalog.id_index(file) for file in known]
+            self._known = Known(catalog, _state(work.job), work.job.on_change)
 
     def should_write(self, read: Read) -> bool:
         if self._work.only is not None:
@@ -272,8 +293,7 @@ class _Seen:
         # whether the content is known at all.
         digest = read.row.digest
         name = read.native or content_id(digest, 0)
-        seen = ids.classify(self._indexes, ids.keys([(name, digest)]))
-        return bool(seen[0] == ids.Seen.NEW)
+        return self._known is None or self._known.is_wanted(name, digest)
 
 
 def _named(job: IngestJob, ordered: Sequence[UnitOutcome]) -> list[EpisodeRow]:

@@ -53,6 +53,7 @@ def report_of(
     """
     commit = committed.commit if committed else None
     added = committed.added if committed else ()
+    replaced = committed.replaced if committed else ()
     operations = commit.operations if commit else ()
     parts = [part for op in operations if isinstance(op, Append) for part in op.parts]
     reasons = Counter(refusal.code for refusal in refusals)
@@ -62,10 +63,10 @@ def report_of(
         branch=job.branch,
         episodes_added=len(added),
         episodes_known=committed.known if committed else 0,
-        episodes_changed=reasons["id_conflict"],
-        episodes_replaced=0,
+        episodes_changed=reasons["id_conflict"] + len(replaced),
+        episodes_replaced=len(replaced),
         episodes_quarantined=len(refusals),
-        steps_added=sum(row.length for row in added),
+        steps_added=sum(row.length for row in (*added, *replaced)),
         bytes_written=sum(
             part.rows.bytes + sum(block.bytes for block in part.blocks) for part in parts
         ),

@@ -92,6 +92,8 @@ def cast_episode(episode: Episode, target: DatasetSpec) -> Episode:
     Raises:
         SpecMismatchError: if a value does not fit its new dtype.
     """
+    if episode.spec == target:
+        return episode
 
     def cast(name: str, rows: Rows) -> Rows:
         wanted = target.fields[name]
