@@ -52,6 +52,8 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "gymnasium": ("connectors.gymnasium", "learners", "pipeline.service.gym_wrapper"),
     "tensorflow": ("connectors",),
     "tensorflow_datasets": ("connectors",),
+    "faiss": ("pipeline.quality.neighbors",),
+    "datasketches": ("pipeline.quality",),
     "av": ("schemas.media", "connectors"),
     "PIL": ("schemas.media", "connectors"),
 }
