@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class RowLayout:
         flag = FieldSpec("|b1", ())
         return {**self.spec.fields, **self.extras, **dict.fromkeys(FLAGS, flag)}
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row, all arrays together."""
         return sum(field.row_bytes for field in self.fields.values())

@@ -74,7 +74,7 @@ def write_blocks(
         pile = piles.setdefault(key, _Pile(row_layout, [], came=came))
         added, size = episode.length + 1, encoded_bytes(stored)
         rows, held = pile.rows + added, pile.encoded_bytes + size
-        if pile.episodes and blocks.is_full(row_layout, rows, held):
+        if pile.episodes and blocks.is_full(pile.layout, rows, held):
             yield _write(objects, media, pile, spec)
             pile = piles[key] = _Pile(row_layout, [], came=came)
         pile.episodes.append((position, stored, row))
