@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from connectors import registry
 from pipeline.store.store import Version
+from schemas.errors import UsageError
 
 
 def export_version(version: Version, name: str, where: str, choose: str | None = None) -> int:
@@ -14,7 +15,16 @@ def export_version(version: Version, name: str, where: str, choose: str | None =
         name: the format.
         where: the new dataset's path.
         choose: a filter; None writes all.
+
+    Raises:
+        UsageError: if the episodes are of several specs: a dataset of any format has one.
     """
+    specs = sorted(set(version.episodes(choose, columns=["spec"])["spec"].to_pylist()))
+    if len(specs) > 1:
+        raise UsageError(
+            f"Expected episodes of one spec to export, came {' and '.join(specs)}; choose one with "
+            f"--where \"spec == '{specs[0]}'\"."
+        )
     metadata: dict[str, object] = {}
     for source in version.state.sources.values():  # the first source to state a fact is kept
         metadata = {**source.metadata, **metadata}

@@ -11,6 +11,7 @@ from pipeline.quality.registry import METRICS
 from pipeline.store.store import Store, Version
 from schemas.errors import UsageError
 from schemas.rows import FLAGS
+from schemas.version import spec_document
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 MAX_QUANTILE_ROWS = 1_000_000
@@ -32,7 +33,7 @@ def describe(store: Store, version: Version) -> dict[str, Any]:
         "episodes": table.num_rows,
         "steps": int(np.sum(table["length"].to_numpy())) if table.num_rows else 0,
         "bytes": version.commit.totals.bytes,
-        "specs": {name: spec.model_dump() for name, spec in state.specs.items()},
+        "specs": {n: spec_document(spec).model_dump() for n, spec in version.specs.items()},
         "sources": [
             {
                 "where": source.where,
@@ -76,18 +77,24 @@ def metric_values(version: Version, table: pa.Table) -> dict[str, dict[str, Any]
 def field_stats(version: Version) -> dict[str, dict[str, Any]]:
     """Returns count, mean, std, min, max and quantiles of every field, one value per dimension.
 
-    Fields of more than 64 dims (images) are described as one dimension.
+    Fields of more than 64 dims (images) are described as one dimension. A field that the version's
+    specs do not share is described for each spec that has it, as `SPEC:FIELD`.
     """
-    names = [name for spec in version.specs.values() for name in spec.fields]
+    specs = version.specs
+    names = [name for spec in specs.values() for name in spec.fields]
     found = {}
-    for name in [*names, *FLAGS[:2]]:
-        try:
-            rows = np.asarray(version.field(name))
-        except UsageError:
-            continue  # only some episodes have it
-        flat = rows.reshape(len(rows), -1) if rows.size <= 64 * max(len(rows), 1) else None
-        values = rows.reshape(-1, 1) if flat is None else flat
-        found[name] = _describe(values.astype(np.float64, copy=False), len(rows))
+    for name in dict.fromkeys([*names, *FLAGS[:2]]):
+        views: dict[str, str | None] = {name: None}
+        if name not in FLAGS and len({spec.fields.get(name) for spec in specs.values()}) > 1:
+            views = {f"{of}:{name}": of for of, spec in specs.items() if name in spec.fields}
+        for said, of in views.items():
+            try:
+                rows = np.asarray(version.field(name, spec=of))
+            except UsageError:
+                continue  # only some episodes have it
+            flat = rows.reshape(len(rows), -1) if rows.size <= 64 * max(len(rows), 1) else None
+            values = rows.reshape(-1, 1) if flat is None else flat
+            found[said] = _describe(values.astype(np.float64, copy=False), len(rows))
     return found
 
 

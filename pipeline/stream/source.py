@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.store.reader import Version
 from pipeline.stream.cache import CachedBlock, PackedCache, cache_root
 from pipeline.stream.index import TransitionIndex, transition_index
-from pipeline.stream.record import RecordLayout, pack, plan_record
+from pipeline.stream.record import RecordLayout, pack_pieces, plan_record
 from schemas.errors import UnknownNameError, UsageError, suggest
 from schemas.spec import FieldSpec
 from schemas.stream import StreamConfig
@@ -25,7 +25,7 @@ class OpenVersion:
 
     version: Version
     spec: str
-    """Name of the spec."""
+    """Name of the spec; of several whose common fields are streamed, the names joined by `+`."""
     layout: RecordLayout
     records: np.ndarray  # (rows, words) int32, the cache or a copy of it
     index: TransitionIndex
@@ -33,6 +33,8 @@ class OpenVersion:
     """Of `actions` and `rewards`, those that some of its episodes do not have."""
     place: str
     """Where the records are, in words."""
+    not_streamed: tuple[str, ...] = ()
+    """Fields of the spec that records do not hold: texts and ragged rows."""
 
 
 def open_rows(
@@ -46,19 +48,21 @@ def open_rows(
         verified: blocks whose checksums were compared before; grows.
 
     Raises:
-        UsageError: if the version holds no transition, or several specs and none was chosen.
+        UsageError: if the version holds no transition, or several specs, and neither one of them
+            nor fields that they have in common were chosen.
         UnknownNameError: for an unknown field or spec.
         DiskFullError, DamagedCacheError: if the cache cannot be filled or trusted.
         DamagedStoreError: if a block of the store cannot be trusted.
     """
-    spec = _spec_name(version, config.spec)
+    specs = _specs(version, config)
     index = version.index()
-    kept = _kept(version, spec)
+    kept = _kept(version, specs)
     used = np.unique(index.data if kept is None else index.data[kept])
     names = [index.data_ids[number] for number in used]
     blocks = {b.id: b for part in version.state.parts for b in part.blocks if b.id in set(names)}
-    layout = plan_record(_fields(version, spec, blocks, config), config.dtype)
-    folder = cache_root(config.cache_dir) / version.store.id / f"{spec}-{layout.key}"
+    layout = plan_record(_fields(version, specs, blocks, config), config.dtype)
+    spec = "+".join(specs)
+    folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
     cache = PackedCache(folder, layout, verified)
     known = cache.ensure(names, lambda name: _pack(version, blocks[name], layout))
     cached = {name: known[name] for name in names}
@@ -81,37 +85,53 @@ def open_rows(
         index=transitions,
         lacks=_lacks(records, layout, cached),
         place="a copy in memory of " * in_memory + f"the memory-mapped cache {cache.path}",
+        not_streamed=tuple(n for n, f in version.specs[spec].fields.items() if not f.is_regular),
     )
 
 
-def _spec_name(version: Version, asked: str | None) -> str:
+def _specs(version: Version, config: StreamConfig) -> tuple[str, ...]:
+    """Names of the specs to stream: one, or all if the wanted fields are common to them."""
     specs = version.specs
-    if asked is None and len(specs) == 1:
-        return next(iter(specs))
-    if asked in specs and asked is not None:
-        return asked
-    if asked is None:
-        raise UsageError(
-            f"Expected one spec to stream, came a version with {len(specs)} "
-            f"({', '.join(sorted(specs)) or 'none'}); choose with spec=.",
-            where=version.store.url,
-        )
-    raise UnknownNameError(f"Expected a spec, came {asked!r}; {suggest(asked, specs)}")
+    asked = config.spec
+    if asked is not None:
+        if asked not in specs:
+            raise UnknownNameError(f"Expected a spec, came {asked!r}; {suggest(asked, specs)}")
+        return (asked,)
+    names = tuple(sorted(specs))
+    if len(names) == 1:
+        return names
+    common = _common(version, names)
+    wanted = {name for name in config.fields or () if not name.startswith("extras/")}
+    if wanted and wanted <= common.keys():
+        return names
+    raise UsageError(
+        f"Expected one spec to stream, came a version with {len(names)} "
+        f"({', '.join(names) or 'none'}); choose one with spec=, or with fields= some that they "
+        f"have in common ({', '.join(common) or 'there are none'}).",
+        where=version.store.url,
+    )
 
 
-def _kept(version: Version, spec: str) -> np.ndarray | None:
-    """Which episodes are of a spec, (E,) bool; None if all are."""
-    if len(version.specs) == 1:
+def _kept(version: Version, specs: tuple[str, ...]) -> np.ndarray | None:
+    """Which episodes are of some specs, (E,) bool; None if all are."""
+    if len(version.specs) == len(specs):
         return None
     named = version.episodes(columns=["spec"])["spec"].to_numpy(zero_copy_only=False)
-    return np.asarray(named == spec)
+    return np.isin(named.astype(str), specs)
+
+
+def _common(version: Version, specs: tuple[str, ...]) -> dict[str, FieldSpec]:
+    """The fields that some specs have in common, equal in dtype and shape."""
+    fields = [version.specs[name].fields for name in specs]
+    shared = fields[0].items() if fields else ()
+    return {n: f for n, f in shared if all(one.get(n) == f for one in fields)}
 
 
 def _fields(
-    version: Version, spec: str, blocks: Mapping[str, Block], config: StreamConfig
+    version: Version, specs: tuple[str, ...], blocks: Mapping[str, Block], config: StreamConfig
 ) -> dict[str, FieldSpec]:
     """The fields of a record by full name; extras only where they are asked for."""
-    known = dict(version.specs[spec].fields)
+    known = _common(version, specs)
     if config.fields is None:
         return known
     extras = [name for name in config.fields if name.startswith("extras/")]
@@ -134,11 +154,11 @@ def _extras(layouts: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
     }
 
 
-def _pack(version: Version, block: Block, layout: RecordLayout) -> np.ndarray:
+def _pack(version: Version, block: Block, layout: RecordLayout) -> Iterator[np.ndarray]:
     """The records of one block of the store."""
     held = version.store.block_layout(block).fields
     names = [field.name for field in layout.fields if field.name in held]
-    return pack(layout, version.store.read_block(block, sorted({*names, *_ROW_FLAGS})))
+    return pack_pieces(layout, version.store.read_block(block, sorted({*names, *_ROW_FLAGS})))
 
 
 def _lacks(
