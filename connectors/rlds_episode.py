@@ -23,7 +23,10 @@ STEP_EXTRAS_KEY = "step_extras"
 """In `metadata.json`: extras whose last of T+1 rows is padding."""
 JSON_KEY = "json_metadata"
 """In `metadata.json`: facts that are JSON texts, because not all episodes have them alike."""
+ESCAPED_KEY = "escaped_names"
+"""In `metadata.json`: true if names are our own (`schemas.nesting`), so tuples stay tuples."""
 FINAL_KEY = "final_observation"
+"""Fact of an episode, where some final observations are copies."""
 OBSERVATION, ACTION, REWARD = f"{STEPS}/observation", f"{STEPS}/action", f"{STEPS}/reward"
 DISCOUNT = f"{STEPS}/discount"
 FLAGS = {name: f"{STEPS}/{name}" for name in ("is_first", "is_last", "is_terminal")}
@@ -78,11 +81,12 @@ class RecordReader:
         is_reward = isinstance(rewards, np.ndarray) and rewards[:1].size == 1
         if rewards is not None and not is_reward:
             extras["reward"] = rewards
-        actions = _named(steps, ACTION, "actions")
+        is_escaped = self.dataset.stated.get(ESCAPED_KEY) is True
+        actions = _named(steps, ACTION, "actions", is_escaped)
         final: FinalObservation = facts.pop(FINAL_KEY, None) or "present"
         return Episode(
             episode_id="",
-            observations=_named(steps, OBSERVATION, "observations"),
+            observations=_named(steps, OBSERVATION, "observations", is_escaped),
             actions={n: a[:length] for n, a in actions.items()} or None,
             rewards=np.reshape(rewards[:length], -1) if is_reward and rewards is not None else None,
             terminated=last & is_terminated,
@@ -175,7 +179,7 @@ def _extras(
             continue
         name = _extra_name(path)
         if path == DISCOUNT and isinstance(rows, np.ndarray):
-            if not _is_derivable(rows[:length].reshape(length, -1), is_terminated):
+            if name in cut or not _is_derivable(rows[:length].reshape(length, -1), is_terminated):
                 extras[name] = rows[:length]
         else:
             extras[name] = rows[:length] if name in cut else rows
@@ -207,7 +211,7 @@ def _task(steps: Mapping[str, Rows], length: int) -> str | None:
     return None
 
 
-def _named(steps: Mapping[str, Rows], root: str, name: str) -> dict[str, Any]:
+def _named(steps: Mapping[str, Rows], root: str, name: str, is_escaped: bool) -> dict[str, Any]:
     """Fields of a group by their full names."""
     found: dict[str, Any] = {}
     for path, rows in steps.items():
@@ -217,5 +221,5 @@ def _named(steps: Mapping[str, Rows], root: str, name: str) -> dict[str, Any]:
             and (root == OBSERVATION or _is_number(rows))
         ):
             parts = path[len(root) :].split("/")[1:]
-            found["/".join([name, *map(escape, parts)])] = rows
+            found["/".join([name, *(parts if is_escaped else map(escape, parts))])] = rows
     return found

@@ -73,8 +73,12 @@ def encode_feature(name: str, values: Values) -> bytes:
         content, kind = _tagged(_FIRST, np.ascontiguousarray(values, "<f4").tobytes()), _FLOAT_LIST
     else:
         content, kind = _tagged(_FIRST, _encode_varints(values)), _INT64_LIST
-    feature = _tagged(kind << 3 | _BYTES, content)
-    return _tagged(_FIRST, _tagged(_FIRST, name.encode()) + _tagged(_SECOND, feature))
+    return wrap_feature(name, _tagged(kind << 3 | _BYTES, content))
+
+
+def wrap_feature(name: str, feature: bytes | memoryview) -> bytes:
+    """Returns an encoded feature as an entry of an Example."""
+    return _tagged(_FIRST, _tagged(_FIRST, name.encode()) + _tagged(_SECOND, bytes(feature)))
 
 
 def join_example(entries: Iterable[bytes]) -> bytes:

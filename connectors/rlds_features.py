@@ -249,7 +249,8 @@ def _describe(node: Any) -> dict[str, Any]:
         image = {"dtype": dtype, "shape": shape, "encodingFormat": leaf.picture}
         said = {"pythonClassName": f"{_PACKAGE}image_feature.Image", "image": image}
     else:
-        name = "tensor_feature.Tensor" if leaf.shape else "scalar.Scalar"
+        is_scalar = not leaf.shape and leaf.encoding == "none"  # TFDS' Scalar forgets encodings
+        name = "scalar.Scalar" if is_scalar else "tensor_feature.Tensor"
         tensor = {"dtype": dtype, "encoding": leaf.encoding, "shape": shape}
         said = {"pythonClassName": _PACKAGE + name, "tensor": tensor}
     if not leaf.is_list:

@@ -97,7 +97,7 @@ def open_dataset(where: str) -> Dataset:
     name, version = info.get("name"), info.get("version")
     config = info.get("configName")
     parts = [name] if config in (None, "") else [name, config]
-    if not all(_is_word(part) for part in parts) or not _is_version_text(version):
+    if not all(is_word(part) for part in parts) or not is_version_text(version):
         raise SourceError(
             f"Expected a dataset's name, config and version in {folder / INFO_FILE}, came "
             f"{str(parts)[:120]} {str(version)[:40]!r}.",
@@ -123,7 +123,7 @@ def shard_name(template: str, name: str, split: str, suffix: str, index: int, co
         **{"NUM_SHARDS": y, "SHARD_X_OF_Y": f"{x}-of-{y}"},
     }
     filled = _PLACEHOLDER.sub(lambda found: parts.get(found[1], "/"), template)
-    return filled if _is_word(filled) else ""
+    return filled if is_word(filled) else ""
 
 
 def _is_version(path: Path) -> bool:
@@ -134,11 +134,13 @@ def _numbers(path: Path) -> list[str]:
     return path.name.split(".")
 
 
-def _is_word(value: Any) -> bool:
+def is_word(value: Any) -> bool:
+    """True for what may be part of a file's name: a word, never a path."""
     return isinstance(value, str) and _WORD.fullmatch(value) is not None
 
 
-def _is_version_text(value: Any) -> bool:
+def is_version_text(value: Any) -> bool:
+    """True for a version, such as `1.0.0`."""
     return isinstance(value, str) and len(value) < 40 and _VERSION.fullmatch(value) is not None
 
 
@@ -172,7 +174,7 @@ def _shards(
         records = _counts(lengths, split.get("numShards"))
         if (
             not isinstance(label, str)
-            or not _is_word(label)
+            or not is_word(label)
             or not isinstance(template, str)
             or records is None
         ):

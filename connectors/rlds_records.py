@@ -123,6 +123,27 @@ def read_records(
                 yield record
 
 
+class RecordWriter:
+    """Writes one new file of records."""
+
+    def __init__(self, path: Path, record_format: RecordFormat) -> None:
+        self._file: Any
+        if record_format == "array_record":
+            # TFDS' own grouping: every record can be read without its neighbours.
+            self._file = array_record_module().ArrayRecordWriter(str(path), "group_size:1")
+        else:
+            self._file = path.open("wb")
+        self._is_framed = record_format == "tfrecord"
+
+    def write(self, record: bytes) -> None:
+        """Appends a record."""
+        self._file.write(frame(record) if self._is_framed else record)
+
+    def close(self) -> None:
+        """Finishes the file; an ArrayRecord file has its index only then."""
+        self._file.close()
+
+
 def _length_at(file: BinaryIO, offset: int, end: int) -> int | str:
     """Payload bytes of the record at an offset, or why that cannot be told."""
     header = os.pread(file.fileno(), HEADER.size, offset)

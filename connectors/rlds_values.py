@@ -6,6 +6,7 @@ there, and compressed values may inflate only as far as `rlds_records.may_inflat
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from connectors.rlds_example import Values, values_of
 from connectors.rlds_features import Leaf
 from connectors.rlds_records import may_inflate
-from schemas.errors import EpisodeError
+from schemas.errors import EpisodeError, missing_extra
 from schemas.media import decode_pictures, picture_shape
 from schemas.packed import TEXT, Packed, Rows
 from schemas.spec import FieldSpec
@@ -81,6 +82,24 @@ def encode_numbers(leaf: Leaf, values: np.ndarray) -> Values:
     width = leaf.value_count * little.dtype.itemsize
     data = little.tobytes()
     return [data[at : at + width] for at in range(0, len(data), width)]
+
+
+def encode_pictures(pixels: np.ndarray) -> Packed:
+    """Returns (rows, H, W, 3 or 4) uint8 as PNG rows.
+
+    Raises:
+        MissingExtraError: if Pillow is not installed.
+    """
+    try:
+        from PIL import Image  # noqa: PLC0415 (an optional extra)
+    except ModuleNotFoundError as error:
+        raise missing_extra("images", "pillow") from error
+    rows = []
+    for frame in pixels:
+        sink = io.BytesIO()
+        Image.fromarray(frame).save(sink, "PNG")
+        rows.append(sink.getvalue())
+    return Packed.of(FieldSpec("|u1", tuple(pixels.shape[1:]), "frames"), rows)
 
 
 def _decode_lists(leaf: Leaf, record: Encoded, where: str) -> Rows:
