@@ -68,6 +68,14 @@ FORMATS: Mapping[str, Format] = {
             "connectors.minari_sink:MinariSink",
         ),
         Format(
+            "rlds",
+            "RLDS and Open X-Embodiment: TFDS folders of ArrayRecord or TFRecord files",
+            "connectors.rlds:RldsSource",
+            "connectors.rlds_sink:RldsSink",
+            extra="rlds",
+            package="tensorflow_datasets",
+        ),
+        Format(
             "robomimic",
             "robomimic: demonstrations in one HDF5 file",
             "connectors.robomimic:RobomimicSource",
