@@ -85,7 +85,7 @@ def open_rows(
         index=transitions,
         lacks=_lacks(records, layout, cached),
         place="a copy in memory of " * in_memory + f"the memory-mapped cache {cache.path}",
-        not_streamed=tuple(n for n, f in version.specs[spec].fields.items() if not f.is_regular),
+        not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
     )
 
 
