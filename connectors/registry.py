@@ -9,7 +9,7 @@ the name of a built-in format.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -22,6 +22,9 @@ from schemas.errors import UnknownNameError, UsageError, missing_extra, suggest
 GROUP = "penstock.connectors"
 _SOURCE_METHODS = ("discover", "read")
 _SINK_METHODS = ("losses", "write")
+NAMED = ("minari", "rlds", "lerobot")
+"""Formats whose datasets have names."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PREFIX = re.compile(r"([A-Za-z][A-Za-z0-9_]+):(?!//)(.+)", re.DOTALL)
 """`format:where`; a single letter is a Windows drive, `scheme://` a URL."""
 
@@ -40,6 +43,8 @@ class Format:
     """Extra of this distribution that it needs, beyond the base install."""
     package: str | None = None
     """Package that the extra brings."""
+    is_live: bool = False
+    """True where there is no file: `where` says what to run."""
 
     @property
     def is_read(self) -> bool:
@@ -79,7 +84,51 @@ FORMATS: Mapping[str, Format] = {
             "robomimic",
             "robomimic: demonstrations in one HDF5 file",
             "connectors.robomimic:RobomimicSource",
+            "connectors.robomimic_sink:RobomimicSink",
+        ),
+        Format(
+            "d3rlpy",
+            "d3rlpy: replay buffers in one HDF5 file, versions 1 and 2.1",
+            "connectors.d3rlpy:D3rlpySource",
             None,
+        ),
+        Format(
+            "rllib",
+            "RLlib: Parquet of steps, or of episodes in msgpack",
+            "connectors.rllib:RllibSource",
+            None,
+            extra="rllib",
+            package="msgpack",
+        ),
+        Format(
+            "vd4rl",
+            "V-D4RL: one npz file of pictures per episode",
+            "connectors.vd4rl:Vd4rlSource",
+            None,
+        ),
+        Format(
+            "torchrl",
+            "TorchRL: replay buffers in memory maps, as steps (TED) or flat",
+            "connectors.torchrl:TorchrlSource",
+            None,
+        ),
+        Format(
+            "replay_zarr",
+            "diffusion policy and UMI: replay buffers in Zarr, a folder or a zip",
+            "connectors.replay_zarr:ReplayZarrSource",
+            "connectors.replay_zarr_sink:ReplayZarrSink",
+        ),
+        Format(
+            "parquet",
+            "plain table of steps: Parquet, Arrow or Feather, one row per step",
+            "connectors.parquet:ParquetSource",
+            "connectors.parquet_sink:ParquetSink",
+        ),
+        Format(
+            "ogbench",
+            "OGBench: flat arrays in one npz file, no rewards",
+            "connectors.ogbench:OgbenchSource",
+            "connectors.ogbench_sink:OgbenchSink",
         ),
         Format(
             "gymnasium",
@@ -88,6 +137,7 @@ FORMATS: Mapping[str, Format] = {
             None,
             extra="sim",
             package="gymnasium",
+            is_live=True,
         ),
     )
 }
@@ -105,14 +155,16 @@ def formats() -> dict[str, Format]:
 
 
 def source(name: str) -> Source:
-    """Returns the connector that reads a format.
+    """Returns the connector that reads a format, at local paths and at URLs.
 
     Raises:
         UnknownNameError: if there is no such format, naming the nearest.
         UsageError: if the format is not read.
         MissingExtraError: if it needs a package that is not installed.
     """
-    return cast(Source, _connector(name, "source", _SOURCE_METHODS, "read"))
+    from connectors.places import PlacedSource
+
+    return PlacedSource(cast(Source, _connector(name, "source", _SOURCE_METHODS, "read")))
 
 
 def sink(name: str) -> Sink:
@@ -121,22 +173,58 @@ def sink(name: str) -> Sink:
 
 
 def detect(where: str) -> str:
-    """Returns the name of the format at a path, by looking inside (see `connectors.detection`)."""
+    """Returns the name of the format at a path or URL, by looking inside (`connectors.detection`).
+
+    A URL is copied here for that, as reading it would.
+    """
+    from connectors import places
     from connectors.detection import detect as look_inside
 
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", where):
-        raise UsageError(
-            f"Expected a local path, came the URL {where}; name its format, or copy it here first.",
-            where=where,
-        )
-    return look_inside(where)
+    return places.on_copy(where, look_inside)
+
+
+def expand(sources: Iterable[str], format: str | None = None) -> list[tuple[str, str]]:
+    """Returns `(format, where)` of every dataset that some sources name, in their order.
+
+    A source is a path, a URL or `format:where`; patterns with `*`, `?`, `[...]` and `**` stand for
+    all paths or URLs that match, sorted; a folder that holds nothing but HDF5 files stands for
+    them.
+
+    Args:
+        sources: what the user named.
+        format: of all of them; by default each is looked into.
+
+    Raises:
+        NotFoundError: if nothing matches.
+        SourceError: if one is of no known format.
+    """
+    found: list[tuple[str, str]] = []
+    for text in sources:
+        named, where = parse(text)
+        wanted = format or named
+        if wanted is not None and wanted in FORMATS and FORMATS[wanted].is_live:
+            found.append((wanted, where))
+        else:
+            found += _files(wanted, where)
+    return found
+
+
+def _files(wanted: str | None, where: str) -> list[tuple[str, str]]:
+    from connectors import hdf5_guard, patterns, places
+
+    found = []
+    for path in patterns.matching(where):
+        for one in patterns.datasets_in(path):
+            places.on_copy(one, hdf5_guard.check)
+            found.append((wanted or detect(one), one))
+    return found
 
 
 def parse(text: str) -> tuple[str | None, str]:
     """Splits `format:where`; the format is None where only a path is given.
 
-    `minari:hopper/medium-v0` becomes the path of that dataset in Minari's own folder. URLs and
-    paths that exist as they stand are never split.
+    The name of a dataset, `minari:hopper/medium-v0`, becomes its path in the folder of its format's
+    own library (`connectors.named`). URLs and paths that exist as they stand are never split.
 
     Raises:
         UnknownNameError: if what stands before the colon is no format and the path does not exist.
@@ -147,10 +235,10 @@ def parse(text: str) -> tuple[str | None, str]:
     name, where = match.groups()
     if name not in FORMATS and name not in _plugins():
         raise _unknown(name)
-    if name == "minari":
-        from connectors.minari_layout import locate
+    if name in NAMED and not _URL.match(where):
+        from connectors.named import locate
 
-        return name, locate(where)
+        return name, locate(name, where)
     return name, where
 
 

@@ -50,7 +50,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_built_in_format_loads() -> None:
-    assert list(registry.FORMATS) == ["d4rl", "minari", "robomimic", "gymnasium"]
+    assert {"d4rl", "minari", "robomimic", "gymnasium"} < set(registry.FORMATS)
     for name, row in registry.FORMATS.items():
         assert row.name == name
         assert row.about
@@ -98,7 +98,7 @@ def test_plugins_are_found(plugin: None) -> None:
     assert (listed["toy_out"].is_read, listed["toy_out"].is_written) == (False, True)
     assert "does not load" in listed["broken"].about
     assert listed["d4rl"] is registry.FORMATS["d4rl"], "a plug-in took a built-in name"
-    assert type(registry.source("d4rl")).__module__ == "connectors.d4rl"
+    assert type(registry.source("d4rl").inner).__module__ == "connectors.d4rl"
 
 
 def test_without_the_plugin_its_format_is_unknown() -> None:
@@ -159,8 +159,6 @@ def test_detect_says_what_it_saw(tmp_path: Path) -> None:
             registry.detect(str(tmp_path / name))
     with pytest.raises(NotFoundError, match="nothing at"):
         registry.detect(str(tmp_path / "absent"))
-    with pytest.raises(UsageError, match="came the URL"):
-        registry.detect("s3://bucket/x")
     whole = Path(write_hdf5(tmp_path / "cut", {"observations": np.zeros(999)}))
     whole.write_bytes(whole.read_bytes()[:-8])
     with pytest.raises(SourceError, match="truncated file"):
