@@ -133,7 +133,7 @@ def _fields(
     """The fields of a record by full name; extras only where they are asked for."""
     known = _common(version, specs)
     if config.fields is None:
-        return known
+        return {name: field for name, field in known.items() if field.is_regular}
     extras = [name for name in config.fields if name.startswith("extras/")]
     if extras and blocks:
         known.update(_extras([version.store.block_layout(b).extras for b in blocks.values()]))
