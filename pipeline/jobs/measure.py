@@ -6,7 +6,8 @@ that later episodes are judged by the same standard and only they are scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.jobs.progress import Listener
 from pipeline.quality import registry
 from pipeline.quality.dataset import dataset_values
-from pipeline.quality.reference import ReferenceModel, from_arrays
+from pipeline.quality.reference import ReferenceModel, from_arrays, of_specs
 from pipeline.quality.score import fit_reference, score_episodes
 from pipeline.store import layout
 from pipeline.store.scores import (
@@ -74,8 +75,7 @@ def measure_version(
     table = version.episodes()
     new = pc.invert(pc.is_in(table["episode_id"], value_set=known))
     fresh = set(table.filter(new)["episode_id"].to_pylist())
-    wanted = (e for e in version.iter_episodes() if e.episode_id in fresh) if fresh else ()
-    scores = score_episodes(_watched(wanted, listener), model)
+    scores = _score(version, fresh, model, listener)
     values = dataset_values(_all_scores(store, version, score_set.id, scores), model, model.config)
     columns = [name for name in scores.column_names if name not in FACTS]
     shown = version.state.metrics
@@ -120,12 +120,35 @@ def _reference(
             if same and wanted.items() <= known.metrics.items():
                 return known, from_arrays(*load_model(store.catalog, known.model))
     base = version if reference is None else store.version(reference)
-    model = fit_reference(base.iter_episodes, config)
+    model = of_specs(
+        {
+            spec: fit_reference(functools.partial(_of_spec, base, spec), config)
+            for spec in base.specs
+        },
+        config,
+    )
     file = save_model(store.catalog, *model.to_arrays())
     score_set = ScoreSet(
         id=layout.new_id(), metrics=wanted, reference=base.id, config=config, model=file
     )
     return score_set, model
+
+
+def _score(
+    version: Version, wanted: Collection[str], model: ReferenceModel, listener: Listener | None
+) -> pa.Table:
+    """Returns the scores of some episodes by id, each by the models of its own spec."""
+    tables = [score_episodes((), model)]
+    for spec in version.specs if wanted else ():
+        episodes = (one for one in _of_spec(version, spec) if one.episode_id in wanted)
+        tables.append(score_episodes(_watched(episodes, listener), model.of_spec(spec)))
+    return pa.concat_tables(tables)
+
+
+def _of_spec(version: Version, spec: str) -> Iterator[Episode]:
+    """Yields the episodes of one spec: those of others are never compared with them."""
+    is_only = len(version.specs) == 1
+    return version.iter_episodes() if is_only else version.iter_episodes(f"spec == '{spec}'")
 
 
 def _shown_sets(version: Version) -> list[ScoreSet]:

@@ -32,11 +32,14 @@ class Layout:
     """Name and dims of each state field."""
     actions: tuple[tuple[str, int, bool], ...]
     """Name, dims, and whether whole numbers (discrete), of each action field."""
+    spec: str | None = None
+    """Of the episodes; None for the spec `default`, or where it does not matter."""
 
     @property
     def key(self) -> str:
         """A text that is equal for equal layouts."""
-        return json.dumps([self.task, self.states, self.actions], ensure_ascii=False)
+        named = [self.task, self.states, self.actions]
+        return json.dumps([*named, self.spec] if self.spec else named, ensure_ascii=False)
 
     @property
     def state_dims(self) -> int:
@@ -56,8 +59,13 @@ class Layout:
 
 def layout_from_key(key: str) -> Layout:
     """Returns the layout that has this key."""
-    task, states, actions = json.loads(key)
-    return Layout(task, tuple((n, d) for n, d in states), tuple((n, d, k) for n, d, k in actions))
+    task, states, actions, *spec = json.loads(key)
+    return Layout(
+        task,
+        tuple((n, d) for n, d in states),
+        tuple((n, d, k) for n, d, k in actions),
+        *spec,
+    )
 
 
 @dataclass(frozen=True)

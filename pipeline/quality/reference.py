@@ -7,7 +7,7 @@ outlives any class layout; there is no pickle.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from pipeline.quality.normalizer import ActionScale, StateScale
 from schemas.errors import DamagedStoreError
 from schemas.metrics import MeasureConfig
 
+FIRST_SPEC = "default"
+"""The spec whose layouts name none."""
 FORMAT = 1
 """Number of the array layout that `to_arrays` writes."""
 
@@ -89,6 +91,15 @@ class ReferenceModel:
     config: MeasureConfig
     groups: Mapping[Layout, GroupModel]
 
+    def of_spec(self, spec: str) -> ReferenceModel:
+        """Returns the models of one spec's layouts, by layouts that name no spec."""
+        groups = {
+            replace(layout, spec=None): group
+            for layout, group in self.groups.items()
+            if (layout.spec or FIRST_SPEC) == spec
+        }
+        return ReferenceModel(self.config, groups)
+
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns the model as named arrays and a JSON-able document."""
         arrays: dict[str, np.ndarray] = {}
@@ -106,6 +117,16 @@ class ReferenceModel:
             groups.append({"layout": layout.key, "strengths": strengths})
         config = self.config.model_dump(mode="json")
         return arrays, {"format": FORMAT, "config": config, "groups": groups}
+
+
+def of_specs(models: Mapping[str, ReferenceModel], config: MeasureConfig) -> ReferenceModel:
+    """Returns the models of several specs as one; inverse of `ReferenceModel.of_spec`."""
+    groups = {}
+    for spec, model in models.items():
+        for layout, group in model.groups.items():
+            named = replace(layout, spec=None if spec == FIRST_SPEC else spec)
+            groups[named] = replace(group, layout=named)
+    return ReferenceModel(config, groups)
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> ReferenceModel:
