@@ -11,6 +11,7 @@ import numpy as np
 
 from schemas.episode import Episode
 from schemas.errors import EpisodeError
+from schemas.packed import Packed, Rows
 
 
 def fault_of(episode: Episode) -> EpisodeError | None:
@@ -20,19 +21,31 @@ def fault_of(episode: Episode) -> EpisodeError | None:
         return EpisodeError(
             "Expected at least one step, came none.", code="length_mismatch", where=where
         )
-    for name, array in episode.arrays.items():
-        if name.startswith("extras/") or array.dtype.kind != "f":
+    for name, rows in episode.arrays.items():
+        if name.startswith("extras/"):
             continue
-        finite = np.isfinite(array)
+        values = _floats(rows)
+        finite = np.isfinite(values)
         if finite.all():
             continue
-        step = int(np.argwhere(~finite)[0][0])
-        bad = np.isnan(array).any()
+        first = int(np.argwhere(~finite)[0][0])
+        if isinstance(rows, Packed):  # rows of their own lengths, end to end
+            first = int(np.searchsorted(rows.offsets, first * values.itemsize, "right")) - 1
+        bad = np.isnan(values).any()
         return EpisodeError(
             f"Expected finite {name}, came {int((~finite).sum())} "
-            f"{'NaN' if bad else 'infinite'} values, the first at step {step}; repair the source "
+            f"{'NaN' if bad else 'infinite'} values, the first at step {first}; repair the source "
             f"or leave the episode out.",
             code="nan" if bad else "inf",
             where=where,
         )
     return None
+
+
+def _floats(rows: Rows) -> np.ndarray:
+    """The values that could be other than finite: pictures, texts and whole numbers cannot."""
+    if isinstance(rows, Packed) and rows.spec.encoding == "ragged" and rows.dtype.kind == "f":
+        return rows.data.view(rows.dtype)
+    if isinstance(rows, np.ndarray) and rows.dtype.kind == "f":
+        return rows
+    return np.zeros(0)

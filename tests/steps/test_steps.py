@@ -8,6 +8,7 @@ import pytest
 from pipeline.steps.name import episode_ids, qualified
 from pipeline.steps.validate import fault_of
 from schemas.episode import Episode
+from schemas.packed import Packed
 from tests.episodes import episode
 
 
@@ -30,6 +31,15 @@ def test_values_that_are_not_finite_are_named_with_their_step(field, value, code
     assert fault.code == code
     assert field in fault.message
     assert "step 2" in fault.message
+
+
+def test_encoded_rows_are_looked_into_where_they_are_numbers():
+    for value, code in ((0, None), (np.nan, "nan"), (np.inf, "inf")):
+        ragged = Packed.ragged([np.zeros((0, 2)), np.zeros((2, 2)), np.full((1, 2), value)])
+        fault = fault_of(Episode("a", {"points": ragged, "says": Packed.texts(["", "a", "b"])}))
+        assert (fault and fault.code) == code
+        assert fault is None or "observations/points" in fault.message
+        assert fault is None or "step 2" in fault.message
 
 
 def test_extras_may_hold_nan():
