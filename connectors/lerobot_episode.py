@@ -122,14 +122,15 @@ def stated_facts(row: EpisodeRow, splits: Splits) -> dict[str, Any]:
         return {**episode_facts(_plain(facts, row)), "labels": labels}
     try:
         stated = json.loads(ours)
-        facts, labels = dict(stated.get("facts", {})), dict(stated.get("labels", {}))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        facts, columns, labels = (dict(stated[n]) for n in ("facts", "columns", "labels"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EpisodeError(
-            f"Expected JSON in {FACTS_COLUMN} of episode {row.index}: {error}.",
+            f"Expected JSON of facts, columns and labels in {FACTS_COLUMN} of episode "
+            f"{row.index}, came {str(ours)[:80]!r}.",
             code="unreadable",
             where=f"episode_{row.index}",
         ) from error
-    return {"success": None, **episode_facts(facts), "labels": labels}
+    return {"success": None, **episode_facts(facts), "columns": columns, "labels": labels}
 
 
 def _plain(facts: Mapping[str, Any], row: EpisodeRow) -> dict[str, Any]:
