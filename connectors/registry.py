@@ -81,6 +81,12 @@ FORMATS: Mapping[str, Format] = {
             package="tensorflow_datasets",
         ),
         Format(
+            "lerobot",
+            "LeRobot v3.0 and v2.1: Parquet, pictures and MP4 videos",
+            "connectors.lerobot:LerobotSource",
+            "connectors.lerobot_sink:LerobotSink",
+        ),
+        Format(
             "robomimic",
             "robomimic: demonstrations in one HDF5 file",
             "connectors.robomimic:RobomimicSource",
