@@ -34,7 +34,7 @@ def test_values_that_are_not_finite_are_named_with_their_step(field, value, code
 
 
 def test_encoded_rows_are_looked_into_where_they_are_numbers():
-    for value, code in ((0, None), (np.nan, "nan"), (np.inf, "inf")):
+    for value, code in ((0.0, None), (np.nan, "nan"), (np.inf, "inf")):
         ragged = Packed.ragged([np.zeros((0, 2)), np.zeros((2, 2)), np.full((1, 2), value)])
         fault = fault_of(Episode("a", {"points": ragged, "says": Packed.texts(["", "a", "b"])}))
         assert (fault and fault.code) == code
