@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from connectors.d4rl import REQUIRED
 from connectors.hdf5 import is_hdf5, open_hdf5
 from connectors.minari_layout import data_folder
+from connectors.parquet_parts import find_files, open_part
 from connectors.rlds_layout import FEATURES_FILE, INFO_FILE, version_folders
 from schemas.errors import NotFoundError, SourceError
 
@@ -169,6 +170,27 @@ def _has_versions(look: Look) -> bool:
     return bool(version_folders(str(look.path)))
 
 
+def _is_steps(look: Look) -> bool:
+    """True for a table of steps; its columns decide, not its name."""
+    try:
+        with open_part(find_files(str(look.path)).steps[0]) as part:
+            return {"episode_id", "step"} <= set(part.schema.names)
+    except (SourceError, NotFoundError):
+        return False
+
+
+def _is_zarr_zip(look: Look) -> bool:
+    """True for a zip of a replay buffer in Zarr."""
+    if not look.head.startswith(b"PK\x03\x04"):
+        return False
+    try:
+        with zipfile.ZipFile(look.path) as archive:
+            names = archive.NameToInfo
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+    return any(f"meta/episode_ends/{name}" in names for name in (".zarray", "zarr.json"))
+
+
 D3RLPY = ("columns", "num_episodes")
 D3RLPY_V1 = ("episode_terminals", "discrete_action")
 
@@ -190,6 +212,12 @@ RULES: tuple[Rule, ...] = (
     Rule("rllib", "parquet", needs=("item",)),
     Rule("vd4rl", "folder", needs=("*.npz",), also=_npz_has("image", "action", "is_first")),
     Rule("vd4rl", "npz", needs=("image", "action", "is_first")),
+    Rule("replay_zarr", "folder", needs=("data", "meta/episode_ends")),
+    Rule("replay_zarr", "other", also=_is_zarr_zip),
+    Rule("parquet", "folder", also=_is_steps),
+    Rule("parquet", "parquet", needs=("episode_id", "step")),
+    Rule("parquet", "other", also=_is_steps),
+    Rule("ogbench", "npz", needs=("observations", "actions", "terminals"), lacks=("rewards",)),
 )
 
 
