@@ -7,6 +7,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.document import Document
+from schemas.errors import FilterError
+from schemas.filter_ast import Expression, Quantile, walk
+from schemas.filter_parser import parse
 
 
 class EpisodeRule(Document):
@@ -23,12 +26,23 @@ class EpisodeRule(Document):
     def _one_verdict(self) -> Self:
         if (self.quarantine is None) == (self.refuse is None):
             raise ValueError("expected either quarantine or refuse, with a filter")
+        try:
+            tree = parse(self.where)
+        except FilterError as error:
+            raise ValueError(error.message) from None
+        if any(isinstance(node, Quantile) for node in walk(tree)):
+            raise ValueError("expected a number: one episode has no quantiles")
         return self
 
     @property
     def where(self) -> str:
         """The filter."""
         return self.quarantine or self.refuse or ""
+
+    @property
+    def tree(self) -> Expression:
+        """The filter, parsed."""
+        return parse(self.where)
 
 
 class Drift(Document):
@@ -46,7 +60,7 @@ class Gate(Document):
 
     episodes: tuple[EpisodeRule, ...] = ()
     max_quarantined_fraction: float | None = Field(default=None, ge=0, le=1)
-    """Of the episodes that are not known already: those quarantined, whatever the reason."""
+    """Of all episodes that a run reads: those quarantined, whatever the reason."""
     min_episodes: int | None = Field(default=None, ge=1)
     """Healthy episodes that the sources must have, known ones included."""
     drift: Drift | None = None
@@ -57,3 +71,13 @@ class Gate(Document):
         if len(set(names)) != len(names):
             raise ValueError("expected rules of different names")
         return self
+
+    @property
+    def may_refuse(self) -> bool:
+        """True if it may refuse a job whole."""
+        return (
+            any(rule.refuse is not None for rule in self.episodes)
+            or self.max_quarantined_fraction is not None
+            or self.min_episodes is not None
+            or (self.drift is not None and self.drift.then == "refuse")
+        )

@@ -72,12 +72,23 @@ class _Ingestion(Document):
     message: str | None = None
     """One line for the log."""
 
+    @model_validator(mode="after")
+    def _whole_or_in_parts(self) -> Self:
+        if self.commit_every is not None and self.gate is not None and self.gate.may_refuse:
+            raise ValueError(
+                "expected no commit_every with a gate that may refuse the job whole: part of it "
+                "would be committed by then"
+            )
+        return self
+
 
 class IngestJob(_Ingestion):
     """One run of an ingestion."""
 
     run_id: str
     """Names this run: a retried step finds what it did before."""
+    engine: str = "in-process"
+    """What does the work, for the run's record."""
 
 
 class EngineConfig(Document):

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from connectors import registry
-from pipeline.jobs import ingest, progress, workers
+from pipeline.jobs import ingest, loading, progress, workers
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.report import IngestReport
 from pipeline.jobs.spread import ATTEMPTS, spread
@@ -27,7 +27,10 @@ _URL = re.compile(r"(?!file://)[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def run(
-    job: IngestJob, engine: EngineConfig | None = None, listener: Listener | None = None
+    job: IngestJob,
+    engine: EngineConfig | None = None,
+    listener: Listener | None = None,
+    prepared: ingest.Prepared | None = None,
 ) -> IngestReport:
     """Runs an ingest job on an engine and returns its report.
 
@@ -35,6 +38,7 @@ def run(
         job: what to ingest.
         engine: by default this process alone.
         listener: hears of progress; not from workers that Beam started elsewhere.
+        prepared: of `ingest.prepare` or `ingest.rounds`, where that is done already.
 
     Raises:
         UsageError: for a local store and workers on other hosts.
@@ -42,29 +46,36 @@ def run(
     """
     engine = engine or EngineConfig()
     if engine.engine == "dask":
-        return _on_dask(job, engine, listener)
+        return _on_dask(job, engine, listener, prepared)
     if engine.engine == "beam":
-        return _on_beam(job, engine, listener)
-    return _in_process(job, engine.workers or 1, listener)
+        return _on_beam(job, engine, listener, prepared)
+    return _in_process(job, engine.workers or 1, listener, prepared)
 
 
 # -- this machine --------------------------------------------------------------------------------
 
 
-def _in_process(job: IngestJob, processes: int, listener: Listener | None) -> IngestReport:
-    prepared = ingest.prepare(job)
+def _in_process(
+    job: IngestJob,
+    processes: int,
+    listener: Listener | None,
+    prepared: ingest.Prepared | None,
+) -> IngestReport:
+    prepared = prepared or ingest.prepare(job)
     elements = ingest.plan(job, prepared)
     processes = min(processes, len(elements))
     with progress.watch(job.run_id, listener if processes < 2 else None):
         if processes < 2:
-            home: Iterable[ingest.UnitOutcome] = map(workers.load, elements)
+            home: Iterable[loading.UnitOutcome] = map(workers.load, elements)
         else:
             home = workers.telling(_in_processes(elements, processes), listener)
         outcomes = list(workers.until_failure(home))
         return workers.commit(job, prepared, outcomes, reread=False)
 
 
-def _in_processes(elements: Sequence[ingest.Work], processes: int) -> Iterator[ingest.UnitOutcome]:
+def _in_processes(
+    elements: Sequence[loading.Work], processes: int
+) -> Iterator[loading.UnitOutcome]:
     """Loads elements in processes of ours; where one dies, new ones take up what is not home."""
     waiting = dict(enumerate(elements))
     # Not by fork: a copy of a process with threads (Zarr's, Arrow's) may hang.
@@ -85,7 +96,7 @@ def _in_processes(elements: Sequence[ingest.Work], processes: int) -> Iterator[i
     )
 
 
-def _load(numbered: tuple[int, ingest.Work]) -> tuple[int, ingest.UnitOutcome]:
+def _load(numbered: tuple[int, loading.Work]) -> tuple[int, loading.UnitOutcome]:
     index, work = numbered
     return index, workers.load(work)
 
@@ -93,7 +104,12 @@ def _load(numbered: tuple[int, ingest.Work]) -> tuple[int, ingest.UnitOutcome]:
 # -- clusters ------------------------------------------------------------------------------------
 
 
-def _on_dask(job: IngestJob, engine: EngineConfig, listener: Listener | None) -> IngestReport:
+def _on_dask(
+    job: IngestJob,
+    engine: EngineConfig,
+    listener: Listener | None,
+    prepared: ingest.Prepared | None,
+) -> IngestReport:
     try:
         from pipeline.jobs import on_dask  # noqa: PLC0415 (an optional extra)
     except ModuleNotFoundError as error:
@@ -103,23 +119,37 @@ def _on_dask(job: IngestJob, engine: EngineConfig, listener: Listener | None) ->
     if engine.address is not None:
         refuse_local(job, f"Dask workers of {engine.address}")
     return on_dask.run_ingest(
-        job, address=engine.address, processes=engine.workers, listener=listener
+        job,
+        address=engine.address,
+        processes=engine.workers,
+        listener=listener,
+        prepared=prepared,
     )
 
 
-def _on_beam(job: IngestJob, engine: EngineConfig, listener: Listener | None) -> IngestReport:
+def _on_beam(
+    job: IngestJob,
+    engine: EngineConfig,
+    listener: Listener | None,
+    prepared: ingest.Prepared | None,
+) -> IngestReport:
     from pipeline.jobs import on_beam  # noqa: PLC0415 (0.6 s that the others need not spend)
 
     runner = engine.runner or on_beam.IN_PROCESS
     on_beam.refuse_dask(runner)
     options = on_beam.with_workers(runner, engine.options, engine.workers)
     if job.dry_run:  # leaves nothing behind that its outcome could come home in
-        return _in_process(job, engine.workers or 1, listener)
+        return _in_process(job, engine.workers or 1, listener, prepared)
     is_elsewhere = on_beam.is_elsewhere(runner, options)
     if is_elsewhere:
         refuse_local(job, f"workers of Beam's {runner}")
     return on_beam.run_ingest(
-        job, runner=runner, options=options, reread=is_elsewhere, listener=listener
+        job,
+        runner=runner,
+        options=options,
+        reread=is_elsewhere,
+        listener=listener,
+        prepared=prepared,
     )
 
 

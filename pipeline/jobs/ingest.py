@@ -8,132 +8,96 @@ commits them, and a step that is run twice commits once.
 
 from __future__ import annotations
 
-import functools
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from connectors import registry
-from connectors.base import Found, Listing, Unit
-from pipeline.jobs import progress
+from connectors.base import Listing
+from pipeline.jobs import gate, sources
+from pipeline.jobs.drift import merge
+from pipeline.jobs.loading import UnitOutcome, Work, check_time, load_unit, store_of
 from pipeline.jobs.report import IngestReport, report_of
-from pipeline.steps.name import episode_ids, qualified
-from pipeline.steps.validate import fault_of
+from pipeline.jobs.slices import in_slices
+from pipeline.jobs.sources import Dataset
+from pipeline.steps.name import episode_ids
 from pipeline.store import derive, ids, layout, specs
 from pipeline.store.append import Batch, Refusal, commit_batch
-from pipeline.store.joining import cast_to_fit
-from pipeline.store.known import Known
 from pipeline.store.store import Store, open_store
-from pipeline.store.writer import WrittenBlock, write_blocks
-from schemas.episode import Episode
-from schemas.errors import EpisodeError, NameTakenError, PenstockError, SourceError
-from schemas.identity import content_id
+from schemas.errors import NameTakenError, NotFoundError, SourceError
 from schemas.jobs import IngestJob
-from schemas.table import EpisodeRow, episode_row
+from schemas.metrics import ScoreSet
+from schemas.table import EpisodeRow
 from schemas.version import Commit, SourceState, State
-
-
-@dataclass(frozen=True)
-class Work:
-    """One element of the pipeline: a unit of one of the job's sources."""
-
-    job: IngestJob
-    source: int
-    """Which of the job's sources."""
-    namespace: str | None
-    """Of its native ids; None names its episodes by content."""
-    unit: Unit
-    only: frozenset[int] | None = None
-    """Positions to write without asking; None writes what looks new."""
-
-
-@dataclass(frozen=True)
-class Read:
-    """One healthy episode of a unit: its row, and what its dataset calls it."""
-
-    position: int
-    native: str | None
-    row: EpisodeRow
-    """Placed in a block if it was written."""
-
-
-@dataclass(frozen=True)
-class UnitOutcome:
-    """What became of one unit."""
-
-    work: Work
-    read: tuple[Read, ...] = ()
-    written: tuple[WrittenBlock, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
-    failure: PenstockError | None = None
-    """Why the whole source cannot be trusted."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What is known before any work: the sources, and where the branch stood."""
 
-    listings: tuple[Listing, ...]
+    datasets: tuple[Dataset, ...]
     base: int
     """Number of the branch's newest version, 0 if it has none: a run that died after its commit
     finds it among what came since."""
     started: float
     """`time.time()`."""
+    before: Mapping[str, SourceState] = field(default_factory=dict)
+    """The branch's source states then."""
+    score_set: ScoreSet | None = None
+    """The branch's frozen reference, for the gate."""
+    waiting: tuple[str, ...] = ()
+    """Sources left for the next run."""
 
 
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def discover(job: IngestJob) -> list[Listing]:
-    """Lists every source of a job.
-
-    Raises:
-        NotFoundError: if a source is not there.
-        SourceError: if a source cannot be trusted whole.
-    """
-    listings = []
-    for source in job.sources:
-        named, where = registry.parse(source)
-        name = job.format or named or registry.detect(where)
-        listings.append(registry.source(name).discover(where))
-    return listings
-
-
 def plan(job: IngestJob, prepared: Prepared) -> list[Work]:
     """Returns the units of all sources as elements of work."""
     limit = job.max_episodes
+    deadline = prepared.started + job.timeout if job.timeout else None
     return [
-        Work(job, index, _namespace(job, listing), unit)
-        for index, listing in enumerate(prepared.listings)
-        for unit in listing.units
-        if limit is None or unit.start < limit
+        Work(
+            job,
+            index,
+            _namespace(job, dataset.listing),
+            unit,
+            is_member=dataset.is_member,
+            deadline=deadline,
+            score_set=prepared.score_set,
+        )
+        for index, dataset in enumerate(prepared.datasets)
+        for unit in dataset.listing.units
+        if dataset.settled is None and (limit is None or unit.start < limit)
     ]
 
 
-def load_unit(work: Work) -> UnitOutcome:
-    """Reads one unit and writes those of its episodes that the branch does not know.
+def rounds(job: IngestJob, prepared: Prepared) -> list[tuple[IngestJob, Prepared]]:
+    """Returns a run in parts that commit one after the other: whole datasets, never pieces.
 
-    A source that turns out to be unreadable is an outcome, not an exception, so that every engine
-    carries its reason home.
+    An episode without an id of its own is named by how many equal ones its dataset has before it,
+    which takes all of the dataset to know.
     """
-    read: list[Read] = []
-    refusals: list[Refusal] = []
-    try:
-        candidates = _candidates(work, read, refusals)
-        if work.job.dry_run:
-            written: tuple[WrittenBlock, ...] = ()
-            for _ in candidates:
-                pass
-        else:
-            objects = _store(work.job.into).catalog.objects
-            written = tuple(write_blocks(objects, candidates, cast=_cast(work.job)))
-    except PenstockError as error:
-        return UnitOutcome(work, failure=error)
-    placed = {row.facts["source_key"]: row for block in written for row in block.rows}
-    found = (replace(one, row=placed.get(one.row.facts["source_key"], one.row)) for one in read)
-    return UnitOutcome(work, tuple(found), written, tuple(refusals))
+    if job.commit_every is None or job.dry_run:
+        return [(job, prepared)]
+    groups: list[list[Dataset]] = [[]]
+    episodes = 0
+    for dataset in prepared.datasets:
+        if episodes >= job.commit_every:
+            groups.append([])
+            episodes = 0
+        groups[-1].append(dataset)
+        episodes += 0 if dataset.settled else dataset.listing.episodes
+    if len(groups) == 1:
+        return [(job, prepared)]
+    parts = []
+    for number, group in enumerate(groups, 1):
+        is_last = number == len(groups)
+        mine = {"run_id": f"{job.run_id}-{number:06d}", "tag": job.tag if is_last else None}
+        waiting = prepared.waiting if is_last else ()
+        part = replace(prepared, datasets=tuple(group), waiting=waiting)
+        parts.append((job.model_copy(update=mine), part))
+    return parts
 
 
 def finish(job: IngestJob, prepared: Prepared, outcomes: Iterable[UnitOutcome]) -> IngestReport:
@@ -141,45 +105,60 @@ def finish(job: IngestJob, prepared: Prepared, outcomes: Iterable[UnitOutcome]) 
 
     Args:
         job: what was asked.
-        prepared: as `prepare` returned it.
-        outcomes: of all units, in any order.
+        prepared: as `prepare` or `rounds` returned it.
+        outcomes: of all its units, in any order.
 
     Raises:
+        GateError: if the job's gate refuses it; nothing is committed.
+        OutOfTimeError: if it took too long; nothing is committed.
         PenstockError: if a source cannot be trusted whole; nothing is committed.
     """
     ordered = sorted(outcomes, key=lambda o: (o.work.source, o.work.unit.start))
     for outcome in ordered:
         if outcome.failure is not None:
             raise outcome.failure
-    rows = _named(job, ordered)
-    refusals = [refusal for outcome in ordered for refusal in outcome.refusals]
+    ordered, spoiled = _without_spoiled(prepared, ordered)
+    rows = _named(ordered)
+    refusals = [*spoiled, *(refusal for outcome in ordered for refusal in outcome.refusals)]
+    if job.timeout:
+        check_time(prepared.started + job.timeout)
+    warnings = _pass_gate(job, prepared, ordered, refusals)
     if job.dry_run:
-        return report_of(job, prepared.listings, None, None, refusals, prepared.started)
-    store = _store(job.into)
-    ordered, rows = _write_missing(store, job, ordered, rows)
-    batch = Batch(
-        written=[block for outcome in ordered for block in outcome.written],
-        rows=rows,
-        refusals=refusals,
-        sources={listing.where: _source_state(listing) for listing in prepared.listings},
-    )
-    message = job.message or _message(prepared.listings, rows)
-    committed = commit_batch(
-        store.catalog,
-        batch,
-        branch=job.branch,
-        message=message,
-        run_id=job.run_id,
-        base=prepared.base,
-        new_spec=job.new_spec,
-        on_change=job.on_change,
-        casting="all" if job.dtype == specs.OF_SPEC else "none",
-    )
+        return report_of(job, prepared, (), None, refusals, warnings)
+    store = store_of(job.into)
+    ordered, rows, further = _write_missing(store, job, ordered, rows)
+    refusals += further
+    states = _source_states(job, prepared, ordered, refusals)
+    written = [block for outcome in ordered for block in outcome.written]
+    slices = in_slices(rows, written, job.commit_every)
+    committed = []
+    for number, (some_rows, some_blocks) in enumerate(slices, 1):
+        is_last = number == len(slices)
+        batch = Batch(
+            written=some_blocks,
+            rows=some_rows,
+            refusals=refusals if is_last else (),
+            sources=states if is_last else {},
+            before=prepared.before,
+        )
+        outcome_of_slice = commit_batch(
+            store.catalog,
+            batch,
+            branch=job.branch,
+            message=job.message or _message(prepared, some_rows),
+            run_id=job.run_id if len(slices) == 1 else f"{job.run_id}.{number:06d}",
+            base=prepared.base,
+            new_spec=job.new_spec,
+            on_change=job.on_change,
+            casting="all" if job.dtype == specs.OF_SPEC else "none",
+        )
+        committed.append(outcome_of_slice)
     if job.tag is not None:
         store.tag(job.tag, job.branch)
-    shown = committed.commit or store.catalog.refs.head(job.branch)
-    refused = committed.refusals
-    return report_of(job, prepared.listings, committed, shown, refused, prepared.started)
+    shown = next((done.commit for done in reversed(committed) if done.commit), None)
+    shown = shown or store.catalog.refs.head(job.branch)
+    refused = [refusal for done in committed for refusal in done.refusals]
+    return report_of(job, prepared, committed, shown, refused, warnings)
 
 
 def prepare(job: IngestJob) -> Prepared:
@@ -194,20 +173,40 @@ def prepare(job: IngestJob) -> Prepared:
     if job.new_spec is not None:
         layout.check_name(job.new_spec, "spec")
     specs.check_dtype(job.dtype)
-    listings = tuple(discover(job))
-    if not any(listing.episodes for listing in listings):
+    store = None if job.dry_run else opened(job.into)
+    head = store.catalog.refs.head(job.branch) if store else None
+    state = store.catalog.refs.state(head) if store and head else State()
+    found = sources.find(job, state.sources, started)
+    is_something = any(d.listing.episodes or d.settled or d.spoiled for d in found.datasets)
+    if not is_something and not found.waiting:
         raise SourceError(
             "Expected at least one episode, came a source without any.",
-            where=", ".join(listing.where for listing in listings),
+            where=", ".join(dataset.listing.where for dataset in found.datasets),
         )
+    score_set = gate.score_set_of(state) if job.gate else None
+    prepared = Prepared(
+        datasets=found.datasets,
+        base=head.number if head else 0,
+        started=started,
+        before=state.sources,
+        score_set=score_set,
+        waiting=found.waiting,
+    )
     if job.dry_run:
-        return Prepared(listings, 0, started)
+        return prepared
     store = open_store(job.into, create=True, single_writer=job.single_writer)
     derive.check_free(store.catalog, job.branch, taken_by="tag")
-    head = store.catalog.refs.head(job.branch)
     if job.tag is not None:
         _check_tag(store, job.tag, head)
-    return Prepared(listings, head.number if head else 0, started)
+    return prepared
+
+
+def opened(url: str) -> Store | None:
+    """Returns the store at a URL, or None if there is none yet."""
+    try:
+        return open_store(url)
+    except NotFoundError:
+        return None
 
 
 def _check_tag(store: Store, tag: str, head: Commit | None) -> None:
@@ -223,83 +222,14 @@ def _check_tag(store: Store, tag: str, head: Commit | None) -> None:
 # -- within --------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=8)
-def _store(url: str) -> Store:
-    """One open store per process: its id indexes are read once."""
-    return open_store(url)
-
-
 def _namespace(job: IngestJob, listing: Listing) -> str | None:
     return (job.namespace or listing.identity) if listing.identity else None
 
 
-def _candidates(
-    work: Work, read: list[Read], refusals: list[Refusal]
-) -> Iterator[tuple[Episode, EpisodeRow]]:
-    """Yields the unit's episodes that must be written; notes every episode on the way."""
-    limit = work.job.max_episodes
-    seen = _Seen(work)
-    for found in registry.source(work.unit.format).read(work.unit):
-        if limit is not None and found.position >= limit:
-            break
-        key = f"{work.unit.where}#{found.key}"
-        episode = found.episode
-        fault = found.fault
-        if episode is not None:
-            episode = episode.replace(source=_source_name(work, episode), source_key=key)
-            fault = fault_of(episode)
-        if fault is not None or episode is None:
-            refusals.append(_refusal(work, found, key, fault))
-            continue
-        row = episode_row(episode)
-        native = qualified(work.namespace, found.native_id)
-        read.append(Read(found.position, native, row))
-        progress.advance(work.job.run_id, 1, episode.length)
-        if seen.should_write(read[-1]):
-            yield episode, row
-
-
-def _cast(job: IngestJob) -> Callable[[Episode], Episode] | None:
-    """Returns what casts episodes before they are written, if the job asks for it."""
-    if job.dtype is None:
-        return None
-    if job.dtype == specs.OF_SPEC:
-        return functools.partial(cast_to_fit, state=_state(job), casting="all")
-    dtype = job.dtype
-    return lambda one: specs.cast_episode(one, specs.with_floats(one.spec, dtype))
-
-
-def _state(job: IngestJob) -> State:
-    """Returns what the branch shows now."""
-    refs = _store(job.into).catalog.refs
-    head = refs.head(job.branch)
-    return refs.state(head) if head else State()
-
-
-class _Seen:
-    """Decides which episodes look new to the branch."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._known: Known | None = None
-        if not work.job.dry_run:
-            catalog = _store(work.job.into).catalog
-            self._known = Known(catalog, _state(work.job), work.job.on_change)
-
-    def should_write(self, read: Read) -> bool:
-        if self._work.only is not None:
-            return read.position in self._work.only
-        # An episode named by content gets its count when all units are in: its first name tells
-        # whether the content is known at all.
-        digest = read.row.digest
-        name = read.native or content_id(digest, 0)
-        return self._known is None or self._known.is_wanted(name, digest)
-
-
-def _named(job: IngestJob, ordered: Sequence[UnitOutcome]) -> list[EpisodeRow]:
+def _named(ordered: Sequence[UnitOutcome]) -> list[EpisodeRow]:
     """Returns the rows of all units in order, each under its id."""
     rows: list[EpisodeRow] = []
-    for source in range(len(job.sources)):
+    for source in dict.fromkeys(outcome.work.source for outcome in ordered):
         read = [read for o in ordered if o.work.source == source for read in o.read]
         names = episode_ids((one.native, one.row.digest) for one in read)
         rows += [one.row.named(name) for one, name in zip(read, names, strict=True)]
@@ -308,8 +238,11 @@ def _named(job: IngestJob, ordered: Sequence[UnitOutcome]) -> list[EpisodeRow]:
 
 def _write_missing(
     store: Store, job: IngestJob, ordered: list[UnitOutcome], rows: list[EpisodeRow]
-) -> tuple[list[UnitOutcome], list[EpisodeRow]]:
-    """Writes the few episodes that looked known by content but are a further copy of it."""
+) -> tuple[list[UnitOutcome], list[EpisodeRow], list[Refusal]]:
+    """Writes the few episodes that looked known by content but are a further copy of it.
+
+    They meet the gate only now; returns what it refuses beside what is written.
+    """
     head = store.catalog.refs.head(job.branch)
     known = store.catalog.refs.state(head).known if head else ()
     indexes = [store.catalog.id_index(file) for file in known]
@@ -320,7 +253,7 @@ def _write_missing(
         if verdict == ids.Seen.NEW and not row.block
     }
     if not missing:
-        return ordered, rows
+        return ordered, rows, []
     again: list[UnitOutcome] = []
     for outcome in ordered:
         keys = {one.position for one in outcome.read if one.row.facts["source_key"] in missing}
@@ -329,44 +262,95 @@ def _write_missing(
     placed = {
         row.facts["source_key"]: row for o in again for block in o.written for row in block.rows
     }
+    refused = [refusal for outcome in again for refusal in outcome.refusals]
+    refused = [refusal for refusal in refused if refusal.source_key in missing]
     filled = [
         row.placed(placed[key].block, placed[key].row) if key in placed else row
         for row in rows
         for key in (row.facts["source_key"],)
+        if key in placed or key not in missing
     ]
-    return [*ordered, *again], filled
+    return [*ordered, *again], filled, refused
 
 
-def _refusal(work: Work, found: Found, key: str, fault: EpisodeError | None) -> Refusal:
-    code = fault.code if fault else "unreadable"
-    message = fault.message if fault else "The episode could not be read."
-    return Refusal(
-        source=_source_name(work, found.episode),
-        source_key=key,
-        episode_id=qualified(work.namespace, found.native_id),
-        digest=None,
-        code=code,
-        message=message,
+def _without_spoiled(
+    prepared: Prepared, ordered: Sequence[UnitOutcome]
+) -> tuple[list[UnitOutcome], list[Refusal]]:
+    """Leaves out the datasets that cannot be trusted whole; returns each as one refusal."""
+    spoiled = {at: d.spoiled for at, d in enumerate(prepared.datasets) if d.spoiled}
+    spoiled |= {o.work.source: o.spoiled for o in ordered if o.spoiled}
+    refusals = [
+        Refusal(
+            source=prepared.datasets[at].listing.where,
+            source_key=f"{prepared.datasets[at].listing.where}#",
+            episode_id=None,
+            digest=None,
+            code="unreadable",
+            message=error.message,
+        )
+        for at, error in sorted(spoiled.items())
+    ]
+    return [o for o in ordered if o.work.source not in spoiled], refusals
+
+
+def _pass_gate(
+    job: IngestJob,
+    prepared: Prepared,
+    ordered: Sequence[UnitOutcome],
+    refusals: Sequence[Refusal],
+) -> tuple[str, ...]:
+    """Holds a run against its gate; returns warnings."""
+    if job.gate is None:
+        return ()
+    settled = sum(d.settled.episodes for d in prepared.datasets if d.settled)
+    read = sum(len(outcome.read) for outcome in ordered)
+    refused = [said for outcome in ordered for said in outcome.refused]
+    totals = gate.Totals(
+        healthy=settled + read,
+        read=read + len(refusals) + len(refused),
+        quarantined=len(refusals),
+        refused=refused,
     )
+    gate.check_totals(job.gate, totals)
+    names = gate.unmeasured(job.gate, prepared.score_set)
+    warnings = [
+        f"The branch has no reference for {', '.join(names)}: rules that name it do not hold "
+        f"(penstock measure makes one)."
+    ]
+    warnings = warnings if names else []
+    if job.gate.drift is not None and prepared.base and not job.dry_run:
+        spreads = merge(outcome.spreads for outcome in ordered)
+        new = spreads["length"].count if "length" in spreads else 0
+        version = store_of(job.into).version(f"{job.branch}:{prepared.base}")
+        warnings += gate.check_drift(job.gate.drift, version, new, spreads)
+    return tuple(warnings)
 
 
-def _source_name(work: Work, episode: Episode | None) -> str:
-    stated = episode.source if episode is not None else None
-    return stated or work.namespace or work.unit.where
+def _source_states(
+    job: IngestJob,
+    prepared: Prepared,
+    ordered: Sequence[UnitOutcome],
+    refusals: Sequence[Refusal],
+) -> dict[str, SourceState]:
+    """Returns what the branch will remember of the datasets that were read."""
+    settings = sources.settings_of(job)
+    found = {}
+    for at, dataset in enumerate(prepared.datasets):
+        if dataset.settled is not None:
+            continue
+        first = [o for o in ordered if o.work.source == at and o.work.only is None]
+        prefix = f"{dataset.listing.where}#"
+        codes = Counter(r.code for r in refusals if (r.source_key or "").startswith(prefix))
+        gone = codes.total() - sum(len(o.refusals) for o in first)
+        episodes = sum(len(o.read) for o in first)
+        if first:  # what a further copy's late verdict took away was counted as healthy
+            episodes -= gone
+        found[dataset.key] = dataset.state(settings, episodes, codes)
+    return found
 
 
-def _source_state(listing: Listing) -> SourceState:
-    metadata: dict[str, Any] = json.loads(json.dumps(dict(listing.metadata)))
-    return SourceState(
-        format=listing.format,
-        where=listing.where,
-        identity=listing.identity,
-        fingerprint=listing.fingerprint,
-        metadata=metadata,
-        guesses=listing.guesses,
-    )
-
-
-def _message(listings: Sequence[Listing], rows: Sequence[EpisodeRow]) -> str:
-    names = ", ".join(listing.identity or listing.where for listing in listings)
-    return f"ingest {names} ({len(rows)} episodes)"
+def _message(prepared: Prepared, rows: Sequence[EpisodeRow]) -> str:
+    listings = [dataset.listing for dataset in prepared.datasets if dataset.settled is None]
+    names = [listing.identity or listing.where for listing in listings]
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"ingest {shown} ({len(rows)} episodes)"

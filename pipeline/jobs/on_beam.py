@@ -20,7 +20,7 @@ logging.getLogger("root").addHandler(logging.NullHandler())
 import apache_beam as beam  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions  # noqa: E402
 
-from pipeline.jobs import ingest, progress, records, workers  # noqa: E402
+from pipeline.jobs import ingest, loading, progress, records, workers  # noqa: E402
 from pipeline.jobs.progress import Listener  # noqa: E402
 from pipeline.jobs.report import IngestReport  # noqa: E402
 from schemas.errors import PenstockError, UsageError  # noqa: E402
@@ -40,6 +40,7 @@ def run_ingest(
     options: Sequence[str] = (),
     reread: bool = False,
     listener: Listener | None = None,
+    prepared: ingest.Prepared | None = None,
 ) -> IngestReport:
     """Runs an ingest job as a Beam pipeline and returns its report.
 
@@ -49,13 +50,14 @@ def run_ingest(
         options: further Beam options as on a command line (`--direct_num_workers=2`).
         reread: see `check_arrived`.
         listener: hears of progress, where the runner works in this process.
+        prepared: what `ingest.prepare` returned, where that is done already.
 
     Raises:
         UsageError: for Beam's DaskRunner, which returns wrong results.
         PenstockError: whatever stopped the job; nothing is committed then.
     """
     refuse_dask(runner)
-    prepared = ingest.prepare(job)
+    prepared = prepared or ingest.prepare(job)
     beam_options = PipelineOptions([*options, f"--runner={runner}"])
     with progress.watch(job.run_id, listener):
         result = build(job, prepared, reread, beam_options).run()
@@ -121,7 +123,7 @@ def build(
 
 
 def _finish(
-    outcomes: list[ingest.UnitOutcome], job: IngestJob, prepared: ingest.Prepared, reread: bool
+    outcomes: list[loading.UnitOutcome], job: IngestJob, prepared: ingest.Prepared, reread: bool
 ) -> None:
     """Commits; the report, or the reason why not, is in the run's record."""
     with contextlib.suppress(PenstockError):

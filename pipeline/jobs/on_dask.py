@@ -42,6 +42,7 @@ def run_ingest(
     address: str | None = None,
     processes: int | None = None,
     listener: Listener | None = None,
+    prepared: ingest.Prepared | None = None,
 ) -> IngestReport:
     """Runs an ingest job on a Dask cluster and returns its report.
 
@@ -51,12 +52,13 @@ def run_ingest(
             processes on this machine, and ends it with the job.
         processes: how many of those; by default one per core.
         listener: hears of progress as outcomes come home.
+        prepared: what `ingest.prepare` returned, where that is done already.
 
     Raises:
         TransientError: if the cluster is not reached, or its workers keep dying.
         PenstockError: whatever else stopped the job; nothing is committed then.
     """
-    prepared = ingest.prepare(job)
+    prepared = prepared or ingest.prepare(job)
     elements = ingest.plan(job, prepared)
     with cluster(address, processes) as client, client.get_executor(pure=False) as pool:
         in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * sum(client.nthreads().values()))

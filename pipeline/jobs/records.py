@@ -51,7 +51,8 @@ def take(job: IngestJob) -> IngestReport:
         fields = record["error"]
         raise _class_of(fields.pop("kind"))(**fields)
     report = record["report"]
-    return IngestReport(**{**report, "guesses": tuple(report["guesses"])})
+    texts = {name: tuple(report[name]) for name in ("guesses", "warnings")}
+    return IngestReport(**{**report, **texts})
 
 
 def _class_of(kind: str) -> type[PenstockError]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pipeline.jobs import ingest, records
+from pipeline.jobs import ingest, loading, records
 from pipeline.jobs.arrival import check_arrived
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.report import IngestReport
@@ -19,16 +19,16 @@ from schemas.errors import PenstockError, TransientError
 from schemas.jobs import IngestJob
 
 
-def load(work: ingest.Work) -> ingest.UnitOutcome:
+def load(work: loading.Work) -> loading.UnitOutcome:
     """Loads one unit, again where it meets trouble that may pass."""
     try:
         return patiently(_load, work)
     except TransientError as error:
-        return ingest.UnitOutcome(work, failure=error)
+        return loading.UnitOutcome(work, failure=error)
 
 
-def _load(work: ingest.Work) -> ingest.UnitOutcome:
-    outcome = ingest.load_unit(work)
+def _load(work: loading.Work) -> loading.UnitOutcome:
+    outcome = loading.load_unit(work)
     if isinstance(outcome.failure, TransientError):
         raise outcome.failure
     return outcome
@@ -37,7 +37,7 @@ def _load(work: ingest.Work) -> ingest.UnitOutcome:
 def commit(
     job: IngestJob,
     prepared: ingest.Prepared,
-    outcomes: Sequence[ingest.UnitOutcome],
+    outcomes: Sequence[loading.UnitOutcome],
     reread: bool,
 ) -> IngestReport:
     """Makes sure that all files are there, commits them, and leaves the run's record.
@@ -63,7 +63,7 @@ def commit(
 def _commit(
     job: IngestJob,
     prepared: ingest.Prepared,
-    outcomes: Sequence[ingest.UnitOutcome],
+    outcomes: Sequence[loading.UnitOutcome],
     reread: bool,
 ) -> IngestReport:
     written = [block for outcome in outcomes for block in outcome.written]
@@ -72,7 +72,7 @@ def _commit(
     return ingest.finish(job, prepared, outcomes)
 
 
-def until_failure(outcomes: Iterable[ingest.UnitOutcome]) -> Iterator[ingest.UnitOutcome]:
+def until_failure(outcomes: Iterable[loading.UnitOutcome]) -> Iterator[loading.UnitOutcome]:
     """Yields outcomes up to the first that ends the job."""
     for outcome in outcomes:
         yield outcome
@@ -81,8 +81,8 @@ def until_failure(outcomes: Iterable[ingest.UnitOutcome]) -> Iterator[ingest.Uni
 
 
 def telling(
-    outcomes: Iterable[ingest.UnitOutcome], listener: Listener | None
-) -> Iterator[ingest.UnitOutcome]:
+    outcomes: Iterable[loading.UnitOutcome], listener: Listener | None
+) -> Iterator[loading.UnitOutcome]:
     """Yields outcomes of workers elsewhere, and tells a listener of each as it comes home."""
     for outcome in outcomes:
         if listener is not None:

@@ -76,6 +76,10 @@ class Batch:
     the branch knows already, which need none."""
     refusals: Sequence[Refusal] = ()
     sources: Mapping[str, SourceState] = field(default_factory=dict)
+    """What the branch should remember of sources, by the names it knows them by."""
+    before: Mapping[str, SourceState] | None = None
+    """What it remembered when the job began: a state that another job moved since is left to that
+    job. None asks for no such care."""
 
 
 @dataclass(frozen=True)
@@ -207,11 +211,7 @@ class _Planner:
         self.has_planned = True
         found = self.review(state)
         rows = list(found.coming)
-        sources = {
-            name: source
-            for name, source in self._sources.items()
-            if state.sources.get(name) != source
-        }
+        sources = self._moved(state, [row for row, _ in found.conflicts])
         fresh = self._fresh_refusals(state)
         if not rows and not fresh and not sources:
             return None
@@ -229,6 +229,23 @@ class _Planner:
         )
         said = ", ".join(f"{name} {cast}" for name, cast in joined.casts.items())
         return Draft((operation,), note=f"; cast {said}" if said else "")
+
+    def _moved(self, state: State, conflicts: Sequence[EpisodeRow]) -> dict[str, SourceState]:
+        """Returns the source states to commit; episodes found in conflict only now are in them."""
+        moved = {}
+        before = self._batch.before
+        for name, source in self._sources.items():
+            mine = [
+                r for r in conflicts if f"{r.facts['source_key']}".startswith(f"{source.where}#")
+            ]
+            if mine:
+                codes = {**source.quarantined, "id_conflict": len(mine)}
+                healthy = max(source.episodes - len(mine), 0)
+                source = source.model_copy(update={"quarantined": codes, "episodes": healthy})
+            there = state.sources.get(name)
+            if there != source and (before is None or there == before.get(name)):
+                moved[name] = source
+        return moved
 
     def _fresh_refusals(self, state: State) -> list[Refusal]:
         listed: set[tuple[str | None, ...]] = set()
