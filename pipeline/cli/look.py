@@ -200,9 +200,12 @@ def stats(store: StoreRef, json: Json = False) -> None:
     rows = [
         (name, i, *(values[k][i] for k in ("mean", "std", "min", "q50", "max")))
         for name, values in fields.items()
-        for i in range(min(len(values["mean"]), 24))
+        for i in range(min(len(values.get("mean", [])), 24))
     ]
     table(("field", "dim", "mean", "std", "min", "median", "max"), rows)
+    held = [(n, v["encoding"], v["count"], v["bytes"]) for n, v in fields.items() if "bytes" in v]
+    if held:
+        table(("field", "encoding", "rows", "bytes"), held)
 
 
 def quarantine(store: StoreRef, json: Json = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pyarrow as pa
 from pipeline.quality.registry import METRICS
 from pipeline.store.store import Store, Version
 from schemas.errors import UsageError
+from schemas.packed import Packed, Rows, Video
 from schemas.rows import FLAGS
+from schemas.spec import FieldSpec
 from schemas.version import spec_document
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -78,7 +81,8 @@ def field_stats(version: Version) -> dict[str, dict[str, Any]]:
     """Returns count, mean, std, min, max and quantiles of every field, one value per dimension.
 
     Fields of more than 64 dims (images) are described as one dimension. A field that the version's
-    specs do not share is described for each spec that has it, as `SPEC:FIELD`.
+    specs do not share is described for each spec that has it, as `SPEC:FIELD`. Encoded fields are
+    described by their `encoding` and the `bytes` of all rows; nothing is decoded.
     """
     specs = version.specs
     names = [name for spec in specs.values() for name in spec.fields]
@@ -88,13 +92,38 @@ def field_stats(version: Version) -> dict[str, dict[str, Any]]:
         if name not in FLAGS and len({spec.fields.get(name) for spec in specs.values()}) > 1:
             views = {f"{of}:{name}": of for of, spec in specs.items() if name in spec.fields}
         for said, of in views.items():
+            mine = [spec.fields for key, spec in specs.items() if of in (None, key)]
+            held = next((fields[name] for fields in mine if name in fields), None)
             try:
+                if held is not None and held.encoding != "raw":
+                    found[said] = _describe_encoded(version.iter_field(name, spec=of), held)
+                    continue
                 rows = np.asarray(version.field(name, spec=of))
             except UsageError:
                 continue  # only some episodes have it
             flat = rows.reshape(len(rows), -1) if rows.size <= 64 * max(len(rows), 1) else None
             values = rows.reshape(-1, 1) if flat is None else flat
             found[said] = _describe(values.astype(np.float64, copy=False), len(rows))
+    return found
+
+
+def _describe_encoded(pieces: Iterable[Rows], field: FieldSpec) -> dict[str, Any]:
+    """Sizes of encoded rows; those of a video are its media files', each counted once."""
+    count, sizes, media = 0, [np.zeros(0, np.int64)], {}
+    for rows in pieces:
+        count += len(rows)
+        if isinstance(rows, Packed):
+            sizes.append(np.diff(rows.offsets))
+        elif isinstance(rows, Video):
+            media.update({one.sha256: one.size for one in rows.media})
+    found: dict[str, Any] = {"count": count, "encoding": field.encoding}
+    if field.encoding == "video":
+        return {**found, "bytes": sum(media.values()), "media_files": len(media)}
+    each = np.concatenate(sizes)
+    found["bytes"] = int(each.sum())
+    if len(each):
+        spread = {"mean": float(each.mean()), "min": int(each.min()), "max": int(each.max())}
+        found["row_bytes"] = spread
     return found
 
 

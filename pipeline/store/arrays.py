@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.store.catalog import Catalog
 from schemas.arrow import episode_from_rows
 from schemas.episode import Episode
 from schemas.errors import UnknownNameError, UsageError, suggest
-from schemas.packed import join, own, plain, spec_of
+from schemas.packed import Rows, join, own, plain, spec_of
 from schemas.rows import FLAGS, RowLayout
 from schemas.spec import FieldSpec
 from schemas.table import own_columns
@@ -75,32 +76,59 @@ def field_array(
         UnknownNameError: if no block has the field.
         UsageError: if some kept episodes have it and others do not, or have it otherwise.
     """
-    order = np.array(table["_block"].to_pylist(), dtype=object)
-    starts, lengths = table["_row"].to_numpy(), table["length"].to_numpy()
-    finals = np.array(table["final_observation"].to_pylist(), dtype=object)
-    layouts = {block: catalog.block_layout(blocks[block]) for block in dict.fromkeys(order)}
-    field = _field_of(layouts, name)
+    field, runs = _runs(catalog, blocks, table, name, raw)
     kind, shape = (field.numpy_dtype, field.shape) if field.is_regular else (np.dtype(object), ())
     pieces = []
-    for run in _runs(order, lengths, field) if len(order) else []:
-        layout = layouts[order[run[0]]]
-        counts = lengths[run] + 1
-        if not raw:
-            counts = counts - _cut(name, layout, finals[run])
-        task = dask.delayed(_read_run)(catalog, blocks[order[run[0]]], name, starts[run], counts)
-        pieces.append(da.from_delayed(task, (int(counts.sum()), *shape), dtype=kind))
+    for run in runs:
+        task = dask.delayed(_decoded)(catalog, run)
+        pieces.append(da.from_delayed(task, (int(run.counts.sum()), *shape), dtype=kind))
     if not pieces:
         return da.from_array(np.empty((0, *shape), kind))
     return da.concatenate(pieces)
 
 
-def _runs(order: np.ndarray, lengths: np.ndarray, field: FieldSpec) -> list[np.ndarray]:
+def stored_field(
+    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str
+) -> Iterator[Rows]:
+    """Yields the real entries of one field as they are stored, encoded or not, run by run.
+
+    Args and errors are those of `field_array`.
+    """
+    for run in _runs(catalog, blocks, table, name, raw=False)[1]:
+        yield _stored(catalog, run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Episodes that lie in one block, and how many rows of one field each has."""
+
+    block: Block
+    name: str
+    starts: np.ndarray  # (E,) int64
+    counts: np.ndarray  # (E,) int64
+
+
+def _runs(
+    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str, raw: bool
+) -> tuple[FieldSpec, list[_Run]]:
     """Splits episodes into runs that lie in one block, and that fit in memory once decoded."""
+    order = np.array(table["_block"].to_pylist(), dtype=object)
+    starts, lengths = table["_row"].to_numpy(), table["length"].to_numpy()
+    finals = np.array(table["final_observation"].to_pylist(), dtype=object)
+    layouts = {block: catalog.block_layout(blocks[block]) for block in dict.fromkeys(order)}
+    field = _field_of(layouts, name)
+    if not len(order):
+        return field, []
     is_cut = order[1:] != order[:-1]
     if field.encoding != "raw":
         bins = np.cumsum((lengths + 1) * field.row_bytes) // DECODED_BYTES
         is_cut |= bins[1:] != bins[:-1]
-    return np.split(np.arange(len(order)), np.flatnonzero(is_cut) + 1)
+    found = []
+    for run in np.split(np.arange(len(order)), np.flatnonzero(is_cut) + 1):
+        block = order[run[0]]
+        padding = 0 if raw else _cut(name, layouts[block], finals[run])
+        found.append(_Run(blocks[block], name, starts[run], lengths[run] + 1 - padding))
+    return field, found
 
 
 def to_xarray(xarray: ModuleType, episode: Episode) -> Any:
@@ -157,11 +185,13 @@ def _cut(name: str, layout: RowLayout, finals: np.ndarray) -> np.ndarray:
     return np.full(len(finals), 0 if name in layout.full_extras else 1, np.int64)
 
 
-def _read_run(
-    catalog: Catalog, block: Block, name: str, starts: np.ndarray, counts: np.ndarray
-) -> np.ndarray:
-    first, last = int(starts.min()), int((starts + counts).max())
-    rows = catalog.read_block(block, [name], rows=slice(first, last))[name]
-    spans = zip(starts - first, counts, strict=True)
-    run = plain(join([rows[start : start + count] for start, count in spans]))
-    return run if spec_of(rows).is_regular else run.astype(object)
+def _stored(catalog: Catalog, run: _Run) -> Rows:
+    first, last = int(run.starts.min()), int((run.starts + run.counts).max())
+    rows = catalog.read_block(run.block, [run.name], rows=slice(first, last))[run.name]
+    spans = zip(run.starts - first, run.counts, strict=True)
+    return join([rows[start : start + count] for start, count in spans])
+
+
+def _decoded(catalog: Catalog, run: _Run) -> np.ndarray:
+    rows = _stored(catalog, run)
+    return plain(rows) if spec_of(rows).is_regular else plain(rows).astype(object)

@@ -202,14 +202,14 @@ class Version:
             UnknownNameError: if no kept episode has the field, or the version no such spec.
             UsageError: if some kept episodes lack the field, or have it otherwise.
         """
-        table = self._table()
-        if spec is not None:
-            if spec not in self.specs:
-                raise UnknownNameError(
-                    f"Expected a spec of this version, came {spec!r}; {suggest(spec, self.specs)}"
-                )
-            table = table.filter(pc.equal(table["spec"], spec))
-        return arrays.field_array(self._catalog, self._blocks(), table, name, rows)
+        return arrays.field_array(self._catalog, self._blocks(), self._of_spec(spec), name, rows)
+
+    def iter_field(self, name: str, *, spec: str | None = None) -> Iterator[Rows]:
+        """Yields the real entries of one field in order as they are stored, encoded or not.
+
+        Args and errors are those of `field`.
+        """
+        return arrays.stored_field(self._catalog, self._blocks(), self._of_spec(spec), name)
 
     def to_xarray(self, episode_id: str) -> xarray.Dataset:
         """Returns one episode as an xarray dataset (extra `xarray`)."""
@@ -252,6 +252,17 @@ class Version:
 
     def _table(self) -> pa.Table:
         return tables.episode_table(self._catalog, self._commit)
+
+    def _of_spec(self, spec: str | None) -> pa.Table:
+        """Returns the rows of the episodes of one spec, or of all."""
+        table = self._table()
+        if spec is None:
+            return table
+        if spec not in self.specs:
+            raise UnknownNameError(
+                f"Expected a spec of this version, came {spec!r}; {suggest(spec, self.specs)}"
+            )
+        return table.filter(pc.equal(table["spec"], spec))
 
     def _blocks(self) -> Mapping[str, Block]:
         return {block.id: block for part in self.state.parts for block in part.blocks}

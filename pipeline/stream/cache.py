@@ -15,7 +15,7 @@ import fcntl
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,14 @@ class PackedCache:
     def ensure(
         self,
         block_ids: Sequence[str],
-        pack: Callable[[str], np.ndarray],
+        pack: Callable[[str], Iterable[np.ndarray]],
         progress: Progress | None = None,
     ) -> dict[str, CachedBlock]:
         """Returns where some blocks lie, after packing those that are not there yet.
 
         Args:
             block_ids: blocks of the store.
-            pack: makes the records of a block, (rows, words) int32.
+            pack: makes the records of a block in pieces, (n, words) int32 each.
             progress: told after each block.
 
         Raises:
@@ -134,21 +134,23 @@ class PackedCache:
     def _fill(
         self,
         block_ids: Sequence[str],
-        pack: Callable[[str], np.ndarray],
+        pack: Callable[[str], Iterable[np.ndarray]],
         progress: Progress | None,
     ) -> dict[str, CachedBlock]:
         known = self.blocks()  # again: another process may have filled while we waited
         missing = [block for block in dict.fromkeys(block_ids) if block not in known]
         unsaved = 0
         for done, name in enumerate(missing, start=1):
-            records = pack(name)
             end = max((block.start + block.rows for block in known.values()), default=0)
-            known[name] = CachedBlock(end, len(records), checksum(records))
-            unsaved += records.nbytes
-            is_due = unsaved >= SAVE_EVERY or done == len(missing)
-            with _disk_errors(self.folder), self._writable() as file:
-                _write(file, records, end * self.layout.size)
-                if is_due:
+            rows, crc = 0, 0
+            for records in pack(name):
+                with _disk_errors(self.folder), self._writable() as file:
+                    _write(file, records, (end + rows) * self.layout.size)
+                rows, crc = rows + len(records), checksum(records, crc)
+                unsaved += records.nbytes
+            known[name] = CachedBlock(end, rows, crc)
+            if unsaved >= SAVE_EVERY or done == len(missing):
+                with _disk_errors(self.folder), self._writable() as file:
                     self._save(file, known)
                     unsaved = 0
             self._verified.add(name)
@@ -209,10 +211,10 @@ def cache_root(cache_dir: str | None) -> Path:
     return Path(chosen).expanduser()
 
 
-def checksum(records: np.ndarray) -> int:
-    """Returns the CRC-32C of C-contiguous records."""
-    data = records.reshape(-1).view(np.uint8)
-    return int(google_crc32c.value(data if data.flags.c_contiguous else data.copy()))
+def checksum(records: np.ndarray, before: int = 0) -> int:
+    """Returns the CRC-32C of records, or of what has the CRC-32C `before` and records after it."""
+    data = np.ascontiguousarray(records).reshape(-1).view(np.uint8)
+    return int(google_crc32c.extend(before, data))
 
 
 def _write(file: int, records: np.ndarray, position: int) -> None:

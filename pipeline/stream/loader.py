@@ -240,6 +240,8 @@ def describe_version(opened: OpenVersion, config: StreamConfig) -> str:
         if field.dtype != field.source_dtype
     ]
     lacks = f" Some episodes have no {' and no '.join(sorted(opened.lacks))}." * bool(opened.lacks)
+    if opened.not_streamed:
+        lacks += f" Not streamed, as rows differ in size: {', '.join(opened.not_streamed)}."
     return (
         f"Version {version.branch}:{version.number} ({version.id[:8]}) of {version.store.url}: "
         f"{len(index):,} transitions of {len(index.episode_ids):,} episodes{left_out}. "

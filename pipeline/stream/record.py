@@ -7,21 +7,25 @@ field is a view into what was gathered.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import operator
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from schemas.errors import UsageError
+from schemas.packed import Rows, Video, plain
 from schemas.spec import FieldSpec, is_nullable
 
 LINE = 64  # bytes of a cache line
 WORD = np.dtype(np.int32)  # what records are gathered as
+PIECE_BYTES = 64 << 20
+"""Records that are packed at a time: a block of videos is far larger once it is decoded."""
 
 FLAGS = ("terminated", "truncated", "has_actions", "has_rewards")
 """Stored with each record; the last two tell absent actions and rewards from padded ones."""
@@ -118,15 +122,15 @@ def plan_record(fields: Mapping[str, FieldSpec], dtype: str) -> RecordLayout:
         dtype: what floating-point fields are cast to, or `keep`.
 
     Raises:
-        UsageError: for a field that is not a plain array.
+        UsageError: for a field whose rows differ in size: texts, ragged rows.
     """
     flags = dict.fromkeys(FLAGS, FieldSpec("|b1", ()))
     stored: list[tuple[str, np.dtype, FieldSpec]] = []
     for name, field in {**fields, **flags}.items():
-        if field.encoding != "raw":
+        if not field.is_regular:
             raise UsageError(
-                f"Expected fields that are plain arrays, came {name!r} as {field.encoding}; "
-                f"name the other ones with fields=."
+                f"Expected fields whose rows are numbers of one size, came {name!r} as {field}; "
+                f"leave it out of fields=."
             )
         cast = dtype != "keep" and field.numpy_dtype.kind == "f"
         stored.append((name, np.dtype(dtype) if cast else field.numpy_dtype, field))
@@ -136,6 +140,35 @@ def plan_record(fields: Mapping[str, FieldSpec], dtype: str) -> RecordLayout:
         placed.append(RecordField(name, kept.str, field.shape, offset, field.dtype))
         offset += kept.itemsize * int(np.prod(field.shape, dtype=np.int64))
     return RecordLayout(tuple(placed), -(-offset // LINE) * LINE)
+
+
+def pack_pieces(layout: RecordLayout, rows: Mapping[str, Rows]) -> Iterator[np.ndarray]:
+    """Yields a block's rows as records in pieces, (n, words) int32; decoded as they come.
+
+    Args:
+        layout: the record.
+        rows: as for `pack`, pictures and videos still encoded.
+
+    Raises:
+        UsageError: if a value does not fit the dtype it is cast to.
+        EpisodeError: if a picture or a frame does not decode.
+    """
+    count, step = len(rows["terminated"]), max(1, PIECE_BYTES // layout.size)
+    held = {name: _held(values) for name, values in rows.items()}
+    for start in range(0, max(count, 1), step):
+        before = max(start - 1, 0)  # a row may repeat the one before it
+        piece = {name: plain(values[before : start + step]) for name, values in held.items()}
+        yield pack(layout, piece)[start - before :]
+
+
+def _held(rows: Rows) -> Rows:
+    """Returns rows of video that keep the last media file for the next piece; others as is."""
+    if not isinstance(rows, Video):
+        return rows
+    files = {media.sha256: media for media in rows.media}
+    load = functools.lru_cache(maxsize=1)(lambda sha256: files[sha256].load())
+    media = (replace(one, load=functools.partial(load, one.sha256)) for one in rows.media)
+    return replace(rows, media=tuple(media))
 
 
 def pack(layout: RecordLayout, rows: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -21,13 +21,19 @@ def numbered(name: str, rows: int = 50) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(numbers, (rows, LAYOUT.words)))
 
 
+def pieces(name: str, rows: int = 50) -> list[np.ndarray]:
+    """The same in two pieces."""
+    records = numbered(name, rows)
+    return [records[:20], records[20:]]
+
+
 def fill(folder: Path, pause: float, names: list[str]) -> None:
     """Packs blocks slowly, saves the index after each, and says how many are done."""
     cache.SAVE_EVERY = 1
 
-    def pack(name: str) -> np.ndarray:
+    def pack(name: str) -> list[np.ndarray]:
         time.sleep(pause)
-        return numbered(name)
+        return pieces(name)
 
     def say(done: int, _of: int) -> None:
         sys.stdout.write(f"{done}\n")

@@ -22,7 +22,7 @@ from pipeline.stream.record import FLAGS, pack, plan_record
 from schemas.errors import DamagedCacheError, DiskFullError, UsageError
 from schemas.spec import FieldSpec
 from tests.stream.conftest import made_episodes
-from tests.stream.filling import LAYOUT, numbered
+from tests.stream.filling import LAYOUT, numbered, pieces
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,8 +108,9 @@ def test_values_beyond_the_dtype_are_refused() -> None:
 
 
 def test_encoded_fields_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"'observations/cam' as frames"):
-        plan_record({"observations/cam": FieldSpec("|u1", (), "frames")}, "float32")
+    for field in (FieldSpec("str", (), "text"), FieldSpec("<f4", (-1, 2), "ragged")):
+        with pytest.raises(UsageError, match=r"'observations/x' as .*(text|ragged)"):
+            plan_record({"observations/x": field}, "float32")
 
 
 # -- growing -----------------------------------------------------------------------------------
@@ -133,7 +134,9 @@ def test_a_warm_cache_reads_nothing_from_the_store(
     store: Store, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = next(stream(store))
-    monkeypatch.setattr("pipeline.stream.source.pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(
+        "pipeline.stream.source.pack_pieces", lambda *_: pytest.fail("packed again")
+    )
     again = next(stream(open_store(store.url)))
     np.testing.assert_array_equal(first["observations"], again["observations"])
 
@@ -198,9 +201,9 @@ def test_a_fill_that_is_killed_goes_on_where_its_index_ends(tmp_path: Path, save
     check_contents(cache, list(survived))
     packed: list[str] = []
 
-    def pack_one(name: str) -> np.ndarray:
+    def pack_one(name: str) -> list[np.ndarray]:
         packed.append(name)
-        return numbered(name)
+        return pieces(name)
 
     cache.ensure(names, pack_one)
     assert packed == [name for name in names if name not in survived]
@@ -219,26 +222,26 @@ def test_two_processes_that_fill_at_once_pack_each_block_once(tmp_path: Path) ->
 
 def test_a_full_disk_is_an_error_that_keeps_what_was_there(tmp_path: Path) -> None:
     cache = PackedCache(tmp_path, LAYOUT)
-    cache.ensure(["1"], numbered)
+    cache.ensure(["1"], pieces)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(DiskFullError, match="PENSTOCK_CACHE") as caught:
-            cache.ensure(["1", "2"], numbered)
+            cache.ensure(["1", "2"], pieces)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert caught.value.exit_code == 5
     check_contents(cache, ["1"])
-    cache.ensure(["1", "2"], numbered)
+    cache.ensure(["1", "2"], pieces)
     check_contents(cache, ["1", "2"])
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="PENSTOCK_CACHE"):
-        PackedCache(tmp_path / "file" / "cache", LAYOUT).ensure(["1"], numbered)
+        PackedCache(tmp_path / "file" / "cache", LAYOUT).ensure(["1"], pieces)
 
 
 # -- damage ------------------------------------------------------------------------------------
