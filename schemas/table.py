@@ -87,6 +87,10 @@ class EpisodeRow:
         """Returns the row under another id."""
         return replace(self, facts={**self.facts, "episode_id": episode_id})
 
+    def sourced(self, source: str, source_key: str) -> EpisodeRow:
+        """Returns the row with where its episode came from."""
+        return replace(self, facts={**self.facts, "source": source, "source_key": source_key})
+
     def placed(self, block: str, row: int) -> EpisodeRow:
         """Returns the row with the place of its arrays."""
         return replace(self, block=block, row=row)

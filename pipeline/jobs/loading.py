@@ -184,12 +184,11 @@ class _Loading:
             episode = found.episode
             fault = found.fault
             if episode is not None:
-                episode = episode.replace(source=_source_name(work, episode), source_key=key)
                 fault = fault_of(episode)
             if fault is not None or episode is None:
                 self.refusals.append(_refusal(work, found, key, fault))
                 continue
-            row = episode_row(episode)
+            row = episode_row(episode).sourced(_source_name(work, episode), key)
             read = Read(found.position, qualified(work.namespace, found.native_id), row)
             self.read.append(read)
             progress.advance(work.job.run_id, 1, episode.length)

@@ -63,6 +63,8 @@ class Known:
 
     def is_wanted(self, episode_id: str, digest: str) -> bool:
         """True if an episode would come in, so that its rows must be written."""
+        if not self._indexes:
+            return True
         pair = ids.keys([(episode_id, digest)])
         seen = ids.classify(self._indexes, pair)[0]
         if seen != ids.Seen.KNOWN:
