@@ -68,11 +68,11 @@ def silenced(
         gone: `(episode id, digest)` of the episodes.
     """
     names = pa.array([name for name, _ in gone], pa.string())
-    speaking = [
-        overlay
-        for overlay in overlays
-        if pc.any(pc.is_in(overlay_rows(catalog, overlay)["episode_id"], value_set=names)).as_py()
-    ]
+    speaking = []
+    for overlay in overlays:
+        said = overlay_rows(catalog, overlay)["episode_id"].cast(pa.string())
+        if pc.any(pc.is_in(said, value_set=names)).as_py():
+            speaking.append(overlay)
     if not speaking:
         return ()
     file = _write_ids(catalog, gone)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 
+import numpy as np
+
 from pipeline.store.store import open_store
 from schemas.errors import PenstockError
 from tests.store.makers import episode
@@ -60,3 +62,17 @@ def offer_for_ever(root: str, first: int, acknowledged: Connection) -> None:
             store.append(offered)
             acknowledged.send(batch)
         batch += 1
+
+
+def race_specs(root: str, writer: int, barrier: Barrier, report: Connection) -> None:
+    """Appends episodes one by one; the actions of writers 0 and 2 are alike, those of 1 are not."""
+    try:
+        store = open_store(root)
+        barrier.wait(60)
+        for number in range(OWN):
+            actions = np.zeros((2, 2 + writer % 2), np.float32)
+            made = episode(f"w{writer}-{number}", 2, actions=actions)
+            store.append([made], new_spec=f"s{writer % 2}")
+        report.send(None)
+    except PenstockError as error:
+        report.send(error)
