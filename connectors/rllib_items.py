@@ -73,9 +73,15 @@ def find(root: Path, files: Sequence[Path]) -> FoundItems:
 
 def read(found: FoundItems, start: int, stop: int) -> Iterator[tuple[str, Episode | EpisodeError]]:
     """Yields key and episode, or why it cannot be read."""
+    items, held = None, None
     for place in found.places[start:stop]:
+        if held != (place.file, place.group):
+            with open_parquet(place.file) as opened:
+                items = _items(opened, place.file, place.group)
+            held = (place.file, place.group)
+        message = b"" if items is None else items[place.row].as_py() or b""
         try:
-            yield place.key, _episode(place)
+            yield place.key, _episode(message, place)
         except EpisodeError as fault:
             yield place.key, fault
 
@@ -123,10 +129,8 @@ def _state(message: bytes, key: str) -> dict[str, Any]:
     return dict(state)
 
 
-def _episode(place: Place) -> Episode:
+def _episode(message: bytes, place: Place) -> Episode:
     key = place.key
-    with open_parquet(place.file) as opened:
-        message = _items(opened, place.file, place.group)[place.row].as_py() or b""
     state = _state(message, key)
     if place.is_conflict:
         raise _fault(key, "one episode per id", f"another one of {state['id_']!r}", "id_conflict")
@@ -136,14 +140,15 @@ def _episode(place: Place) -> Episode:
     if not terminated and not truncated:
         raise _fault(key, "an episode that is done", "one that goes on", "flags_inconsistent")
     steps = state["t"]
-    outputs = state.get("extra_model_outputs") or {}
+    outputs = state.get("extra_model_outputs")
+    outputs = outputs if isinstance(outputs, dict) else {}
     extras = _extras({str(n): _rows(buffer, key) for n, buffer in outputs.items()}, steps)
     actions = arrays_of("actions", _rows(state["actions"], key))
     rewards = _rows(state["rewards"], key)
-    is_last = np.arange(steps) == steps - 1
     if not isinstance(rewards, np.ndarray) or rewards.shape != (steps,):
         came = rewards.shape if isinstance(rewards, np.ndarray) else type(rewards).__name__
         raise _fault(key, f"{steps} rewards", str(came), "length_mismatch")
+    is_last = np.arange(steps) == steps - 1
     return Episode(
         episode_id="",
         observations=arrays_of("observations", _rows(state["observations"], key)),
