@@ -22,6 +22,7 @@ from pipeline.store import specs
 from pipeline.store.append import Refusal
 from pipeline.store.joining import cast_to_fit
 from pipeline.store.known import Known
+from pipeline.store.recent import Recent
 from pipeline.store.store import Store, open_store
 from pipeline.store.writer import WrittenBlock, write_blocks
 from schemas.episode import Episode
@@ -116,10 +117,17 @@ def load_unit(work: Work) -> UnitOutcome:
 # -- within --------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=8)
+_stores = Recent(8)
+
+
 def store_of(url: str) -> Store:
-    """One open store per process: its id indexes are read once."""
-    return open_store(url)
+    """One open store per process: its id indexes are read once.
+
+    A worker outlives stores: one that was removed and made anew at its place is another.
+    """
+    fresh = open_store(url)
+    kept: Store = _stores.get(f"{fresh.id} {url}", lambda: fresh)
+    return kept
 
 
 def check_time(deadline: float) -> None:

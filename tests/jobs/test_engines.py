@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -270,6 +271,13 @@ def test_work_that_kills_every_worker_ends_the_job(tmp_path, source, cluster, en
     with pytest.raises(TransientError, match="kept dying"):
         engines.run(job, EngineConfig(engine=engine, address=address, workers=2))
     assert open_store(tmp_path / "s").branches() == {}
+
+
+def test_a_store_made_anew_at_its_place_is_another(tmp_path, source, clean):
+    for _ in range(2):
+        assert engines.run(job_of(tmp_path / "s", source)).episodes_added == 24
+        assert content(tmp_path / "s") == clean
+        shutil.rmtree(tmp_path / "s")
 
 
 def test_trouble_that_passes_is_tried_again(tmp_path, source, clean):
