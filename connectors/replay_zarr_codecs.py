@@ -39,8 +39,10 @@ Reader = Callable[[int, int], bytes]
 class Shard:
     """How a shard lists its chunks."""
 
-    chunks: int
-    """Chunks in a shard."""
+    inner: tuple[int, ...]
+    """Shape of a chunk."""
+    grid: tuple[int, ...]
+    """Chunks in a shard along every axis."""
     is_index_last: bool
     has_checksum: bool
 
@@ -153,30 +155,42 @@ def codecs_v3(stated: Any, chunks: tuple[int, ...], dtype: np.dtype[Any], where:
     endian = (inside["index_codecs"][0].get("configuration") or {}).get("endian", "little")
     if endian != "little":
         raise _refused(f"an index of {endian} endian", where)
-    count = math.prod(outer // n for outer, n in zip(chunks, inner, strict=True))
+    grid = tuple(outer // n for outer, n in zip(chunks, inner, strict=True))
     compressor = _compressor(_codec_names(inside.get("codecs"), where), where)
     size = _bytes(tuple(inner), dtype.itemsize, where) + 16
-    return Codecs(compressor, size, Shard(count, location == "end", len(index) == 2))
+    return Codecs(compressor, size, Shard(tuple(inner), grid, location == "end", len(index) == 2))
 
 
-def shard_parts(shard: Shard, size: int, read: Reader) -> Iterator[tuple[int, int]]:
-    """Yields position and length of every chunk in a shard.
+def shard_parts(
+    shard: Shard, size: int, read: Reader, room: tuple[int, ...]
+) -> Iterator[tuple[int, int]]:
+    """Yields position and length of every chunk in a shard that holds rows.
+
+    Args:
+        shard: how it lists them.
+        size: bytes of the shard.
+        read: reads from it.
+        room: from its first value to the array's end along every axis; what lies beyond has no
+            chunk.
 
     Raises:
         ValueError: if the index is damaged or a chunk is missing.
     """
-    length = 16 * shard.chunks + 4 * shard.has_checksum
+    count = math.prod(shard.grid)
+    length = 16 * count + 4 * shard.has_checksum
     if length > size:
         raise ValueError(f"a shard of {size:,} bytes has no room for its index of {length:,}")
-    entries = np.frombuffer(
-        read(size - length if shard.is_index_last else 0, 16 * shard.chunks), "<u8"
-    )
-    for begin, count in entries.reshape(-1, 2).tolist():
-        if begin == _ABSENT or count == _ABSENT:
+    index = read(size - length if shard.is_index_last else 0, 16 * count)
+    entries = np.frombuffer(index, "<u8").reshape(-1, 2)
+    needed = np.ones(1, bool)
+    for inner, number, left in zip(shard.inner, shard.grid, room, strict=True):
+        needed = np.logical_and.outer(needed, np.arange(number) * inner < left)
+    for begin, stored in entries[needed.reshape(-1)].tolist():
+        if _ABSENT in (begin, stored):
             raise ValueError("a chunk is missing in the shard, and Zarr would read fill values")
-        if begin + count > size:
+        if begin + stored > size:
             raise ValueError("a chunk ends after its shard")
-        yield begin, count
+        yield begin, stored
 
 
 def _codec_names(stated: Any, where: str) -> list[str]:
