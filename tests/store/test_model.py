@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipeline.store.known import OnChange
 from pipeline.store.store import Store, Version
 from schemas.episode import Episode
 from schemas.errors import NameTakenError
@@ -34,8 +35,19 @@ OFFERS = st.lists(st.tuples(NUMBERS, st.sampled_from((0, 0, 0, 1))), min_size=1,
 
 
 def made(number: int, variant: int) -> Episode:
-    """Episode `number`; its variants differ in content only."""
-    return episode(f"e{number}", 1 + number % 4, seed=variant)
+    """Episode `number`; its variants differ in content only. Every third is of another spec."""
+    one = episode(f"e{number}", 1 + number % 4, seed=variant)
+    if number % 3:
+        return one
+    return one.replace(actions={"left": one.actions, "right": one.actions})
+
+
+def by_spec(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The order in which a batch comes in: a part is of one spec, the first one's first."""
+    if not pairs:
+        return []
+    first = bool(pairs[0][0] % 3)
+    return sorted(pairs, key=lambda pair: bool(pair[0] % 3) != first)
 
 
 @dataclass(frozen=True)
@@ -82,16 +94,25 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self, numbers: set[int]) -> None:
         self.append([(number, 0) for number in sorted(numbers)], "main")
 
-    @rule(offers=OFFERS, name=BRANCHES)
-    def append(self, offers: list[tuple[int, int]], name: str) -> None:
+    @rule(offers=OFFERS, name=BRANCHES, on_change=st.sampled_from(("quarantine", "replace")))
+    def append(
+        self, offers: list[tuple[int, int]], name: str, on_change: OnChange = "quarantine"
+    ) -> None:
         branch = self.branches.get(name, Branch())
         episodes = [made(number, variant) for number, variant in offers]
         if branch.is_closed or name in self.tags:
             with pytest.raises(NameTakenError):
                 self.store.append(episodes, branch=name)
             return
-        kept, refused = self._plan(branch, offers)
-        version = self.store.append(episodes, branch=name)
+        specs = len(self.store.version(name).state.specs) if branch.versions else 0
+        if not specs:  # one commit brings one new spec at most
+            offers = [offer for offer in offers if (offer[0] % 3 > 0) == (offers[0][0] % 3 > 0)]
+            episodes = [made(number, variant) for number, variant in offers]
+        plan = self._plan if on_change == "quarantine" else self._plan_replacing
+        kept, refused = plan(branch, offers)
+        version = self.store.append(
+            episodes, branch=name, new_spec=f"s{specs}", on_change=on_change
+        )
         self.branches[name] = branch
         if (kept, refused) != ((branch.head.kept, branch.head.refused) if branch.versions else 0):
             branch.versions.append(Shown(version.id, kept, refused, frozenset(branch.known)))
@@ -100,8 +121,9 @@ class StoreMachine(RuleBasedStateMachine):
     def _plan(
         self, branch: Branch, offers: list[tuple[int, int]]
     ) -> tuple[tuple[tuple[int, int], ...], frozenset[tuple[int, int]]]:
-        kept = list(branch.head.kept) if branch.versions else []
+        kept = branch.head.kept if branch.versions else ()
         refused = set(branch.head.refused) if branch.versions else set()
+        coming = []
         for offer in offers:
             if offer in branch.known:
                 continue
@@ -109,8 +131,27 @@ class StoreMachine(RuleBasedStateMachine):
                 refused.add(offer)
                 continue
             branch.known.add(offer)
-            kept.append(offer)
-        return tuple(kept), frozenset(refused)
+            coming.append(offer)
+        return (*kept, *by_spec(coming)), frozenset(refused)
+
+    def _plan_replacing(
+        self, branch: Branch, offers: list[tuple[int, int]]
+    ) -> tuple[tuple[tuple[int, int], ...], frozenset[tuple[int, int]]]:
+        kept = dict(branch.head.kept) if branch.versions else {}
+        refused = set(branch.head.refused) if branch.versions else set()
+        said: dict[int, int] = {}
+        coming = []
+        for number, variant in offers:
+            if said.setdefault(number, variant) != variant:
+                refused.add((number, variant))
+            elif number in kept or not any(known == number for known, _ in branch.known):
+                if kept.get(number) != variant and (number, variant) not in coming:
+                    kept.pop(number, None)
+                    coming.append((number, variant))
+            elif (number, variant) not in branch.known:
+                refused.add((number, variant))
+        branch.known.update(coming)
+        return (*kept.items(), *by_spec(coming)), frozenset(refused)
 
     @rule(name=BRANCHES, at=st.integers(0, 99), onto=BRANCHES, limit=st.integers(0, 5))
     def curate(self, name: str, at: int, onto: str, limit: int) -> None:
