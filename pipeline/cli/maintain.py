@@ -58,9 +58,12 @@ def gc(
 
     done = open_store(store).gc(_time(grace), dry_run=dry_run, erase=erase)
     if json:
-        emit({"files": done.deleted, "marked": done.marked, "bytes": done.bytes})
+        told = {"files": done.deleted, "marked": done.marked, "bytes": done.bytes}
+        emit({**told, "shared_media": done.shared_media})
         return
     say(f"deleted {len(done.deleted):,} files, marked {len(done.marked):,} ({size(done.bytes)})")
+    for key in done.shared_media:
+        note(f"{key} keeps frames of erased episodes: episodes that are kept use the same file.")
     if done.marked and not dry_run:
         note(f"A gc after {grace} deletes what is marked now, if nothing refers to it by then.")
 

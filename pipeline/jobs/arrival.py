@@ -29,14 +29,15 @@ def check_arrived(catalog: Catalog, written: Iterable[WrittenBlock], *, reread: 
     """
     for one in written:
         try:
-            files = catalog.block_files(one.block)
+            files = catalog.own_files(one.block)
             if reread:
-                for file in files:
+                for file in catalog.block_files(one.block):
                     catalog.read(file)
             elif len(files) == 1:
                 catalog.read(files[0])
             else:
                 _check_sizes(catalog, files)
+            _check_media(catalog, one.block.media)
         except DamagedStoreError as error:
             raise TransientError(
                 f"Expected what the workers wrote, came something else ({error.message}); nothing "
@@ -44,6 +45,15 @@ def check_arrived(catalog: Catalog, written: Iterable[WrittenBlock], *, reread: 
                 f"again.",
                 where=error.where,
             ) from error
+
+
+def _check_media(catalog: Catalog, files: Iterable[DataFile]) -> None:
+    """Media files have one folder for all of the store, which is too many to list."""
+    for file in files:
+        if not catalog.objects.exists(file.key):
+            raise DamagedStoreError(
+                "expected a media file, came no file", where=f"{catalog.url}/{file.key}"
+            )
 
 
 def _check_sizes(catalog: Catalog, files: list[DataFile]) -> None:

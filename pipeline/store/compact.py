@@ -26,7 +26,7 @@ from schemas.version import Commit, Compact, Part, State
 FAN_IN = 16
 """So many neighbouring parts of a tier make one of a higher tier."""
 FULL = 3 / 4
-"""A part is full, and left alone, from this share of a shard's rows on."""
+"""A part is full, and left alone, from this share of a shard's rows or encoded bytes on."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def _rows(part: Part) -> int:
 
 
 def _is_full(part: Part) -> bool:
-    return _rows(part) >= FULL * blocks.SHARD_ROWS
+    size = sum(block.bytes for block in part.blocks)
+    return _rows(part) >= FULL * blocks.SHARD_ROWS or size >= FULL * blocks.ENCODED_SHARD_BYTES
 
 
 def _parts(catalog: Catalog, branch: str) -> tuple[Part, ...]:

@@ -31,6 +31,8 @@ class Collected:
     deleted: tuple[str, ...]
     bytes: int
     """Of the deleted files; of the marked ones in a dry run."""
+    shared_media: tuple[str, ...] = ()
+    """Media files with frames of erased episodes that stay, as kept episodes use them too."""
 
 
 def collect(catalog: Catalog, grace: dt.timedelta = GRACE, *, dry_run: bool = False) -> Collected:

@@ -16,7 +16,7 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.changes import Changes, diff
 from pipeline.store.compact import Compacted, compact
 from pipeline.store.doctor import Examination, examine
-from pipeline.store.erase import erase, scrub
+from pipeline.store.erase import Scrubbed, erase, scrub
 from pipeline.store.gc import GRACE, Collected, collect
 from pipeline.store.joining import Casting
 from pipeline.store.known import OnChange
@@ -230,9 +230,11 @@ class Store:
             dry_run: only tell.
             erase: also rewrite files that hold bytes of erased episodes, at once.
         """
-        scrubbed = scrub(self.catalog).rewritten if erase and not dry_run else ()
+        scrubbed = scrub(self.catalog) if erase and not dry_run else Scrubbed(())
         done = collect(self.catalog, grace, dry_run=dry_run)
-        return replace(done, deleted=(*scrubbed, *done.deleted))
+        gone = (*scrubbed.rewritten, *scrubbed.dropped_media)
+        shared = scrubbed.shared_media
+        return replace(done, deleted=(*gone, *done.deleted), shared_media=shared)
 
     def doctor(self) -> Examination:
         """Reads everything that kept versions refer to; says what is damaged."""
