@@ -195,7 +195,7 @@ D3RLPY = ("columns", "num_episodes")
 D3RLPY_V1 = ("episode_terminals", "discrete_action")
 
 RULES: tuple[Rule, ...] = (
-    Rule("minari", "folder", also=_is_minari),
+    Rule("minari", "folder", lacks=(FEATURES_FILE,), also=_is_minari),  # both have metadata.json
     Rule("rlds", "folder", needs=(INFO_FILE, FEATURES_FILE)),
     Rule("rlds", "folder", also=_has_versions),
     Rule("minari", "hdf5", also=_is_minari),

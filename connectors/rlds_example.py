@@ -54,7 +54,7 @@ def values_of(feature: memoryview, where: str) -> Values:
         raise _malformed("a feature is not one list of bytes, floats or integers", where)
     kind, content = lists[0]
     if kind == _BYTES_LIST:
-        return [bytes(value) for _, value in _fields(content, where)]
+        return _byte_strings(bytes(content), where)
     chunks = [value for _, value in _fields(content, where, is_scalar_list=True)]
     data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     if kind == _INT64_LIST:
@@ -115,6 +115,24 @@ def _fields(
             raise _malformed(f"field {number} claims {size} of {end - position} bytes", where)
         yield number, message[position : position + size]
         position += size
+
+
+def _byte_strings(content: bytes, where: str) -> list[bytes]:
+    """What `_fields` would give, at half its cost: there is a value for each step."""
+    found = []
+    position, end = 0, len(content)
+    while position < end:
+        size = content[position + 1] if position + 1 < end else 0x80
+        after = position + 2
+        if content[position] != _FIRST:
+            raise _malformed("a list of bytes holds something else", where)
+        if size >= 0x80:
+            size, after = _varint(memoryview(content), position + 1, where)
+        position = after + size
+        if position > end:
+            raise _malformed(f"a value claims {size} of {end - after} bytes", where)
+        found.append(content[after:position])
+    return found
 
 
 def _varint(message: memoryview, position: int, where: str) -> tuple[int, int]:

@@ -37,7 +37,10 @@ def decode_rows(leaf: Leaf, record: Encoded, where: str) -> Rows:
         return _decode_lists(leaf, record, where)
     values = _values(leaf, leaf.path, record, where)
     if leaf.kind == "text":
-        return Packed.of(TEXT, [_utf8(value, leaf, where) for value in _byte_list(values, leaf)])
+        texts = _byte_list(values, leaf)
+        for text in set(texts):  # mostly one, repeated in every step
+            _utf8(text, leaf, where)
+        return Packed.of(TEXT, texts)
     if leaf.kind == "image":
         return _decode_pictures(leaf, _byte_list(values, leaf), where)
     if leaf.shape[:1] == (-1,):
@@ -173,7 +176,7 @@ def _decode_numbers(leaf: Leaf, values: Values, where: str) -> np.ndarray:
 
 
 def _flags(values: np.ndarray, leaf: Leaf, where: str) -> np.ndarray:
-    if not np.isin(values, (0, 1)).all():
+    if ((values != 0) & (values != 1)).any():
         raise EpisodeError(
             f"Expected {leaf.path} of 0 and 1 in {where}, came others.",
             code="bad_dtype",
