@@ -68,6 +68,23 @@ METRICS: dict[str, Metric] = {
         Metric("length", "1", "steps", "Steps of the episode.", "episodes", False),
         Metric("episode_return", "1", "reward", "Undiscounted sum of rewards.", "episodes", False),
         Metric(
+            "idle_fraction",
+            "1",
+            "share",
+            "Share of steps that ask for nothing new while the state hardly changes.",
+            "steps",
+            False,
+        ),
+        Metric("longest_pause", "1", "steps", "Longest run of idle steps.", "episodes", False),
+        Metric(
+            "smoothness",
+            "1",
+            "spectral arc length",
+            "SPARC of the action's speed: -1.4 for a minimum-jerk reach, lower for jerkier motion.",
+            "episodes",
+            False,
+        ),
+        Metric(
             "integrity",
             "1",
             "share",
