@@ -12,6 +12,7 @@ from pipeline.store.objects import LocalObjects
 from pipeline.store.store import Store, Version
 from pipeline.store.writer import rows_of, write_blocks
 from schemas.episode import Episode
+from schemas.identity import digest
 from tests.reliability.kernel import Call, Kernel
 from tests.reliability.promises import Told, learn
 from tests.store.makers import episode, score
@@ -178,6 +179,16 @@ def erases(recorder: Recorder) -> None:
     recorder.append(store, [*batch(2, 3), gone])
 
 
+def replaces(recorder: Recorder) -> None:
+    """Changed episodes in the place of the old ones, which had scores."""
+    store = recorder.open()
+    recorder.append(store, batch(0, 2))
+    recorder.committed(store.append([small("old"), small("older")]))
+    recorder.committed(score(store, {"e0": 0.5, "old": 1.5}))
+    recorder.asks(replace, store)
+    recorder.append(store, batch(2, 3))
+
+
 def creating(at: int) -> Callable[[Recorder], None]:
     """Two processes that make the same store and commit to it, the second before call `at`."""
 
@@ -283,6 +294,20 @@ def compact(store: Store) -> None:
     store.compact(everything=True)
 
 
+def replace(store: Store) -> None:
+    """Replaces what is there; what a crash took with it comes as new."""
+    changed = [small("old", seed=1), small("older", 5, seed=1)]
+    version = store.append(changed, on_change="replace")
+    table = version.episodes()
+    there = dict(zip(table["episode_id"].to_pylist(), table["digest"].to_pylist(), strict=True))
+    assert [there[one.episode_id] for one in changed] == [digest(one) for one in changed]
+    if "action_divergence" in table.column_names:
+        scores = zip(
+            table["episode_id"].to_pylist(), table["action_divergence"].to_pylist(), strict=True
+        )
+        assert dict(scores)["old"] is None, "a score of what is gone"
+
+
 def collect(store: Store) -> None:
     store.gc(AT_ONCE)
 
@@ -302,4 +327,5 @@ PROTOCOLS: dict[str, Callable[[Recorder], None]] = {
     "collect": collects,
     "erase": erases,
     "erase from a shard": erases_shards,
+    "replace": replaces,
 }

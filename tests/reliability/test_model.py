@@ -78,6 +78,31 @@ class StoreMachine(RuleBasedStateMachine):
         self.append(0, 0, [("e0", 0), ("e1", 0)])
 
     @rule(by=st.integers(0, 1), at=NUMBERS, offers=OFFERS)
+    def replace(self, by: int, at: int, offers: list[tuple[str, int]]) -> None:
+        name = self.pick(at)
+        head = self.head(name)
+        kept = {one: seed for one, seed in head.ids if one not in self.erased}
+        ids = dict(head.ids)
+        refused, said, coming = set(head.refused), dict[str, int](), dict[str, int]()
+        for one, seed in offers:
+            is_known = any(one == known for known, _ in head.known)
+            if said.setdefault(one, seed) != seed:
+                refused.add((one, seed))
+            elif one in kept or not is_known:
+                if kept.get(one) != seed:
+                    coming[one] = seed
+            elif (one, seed) not in head.known:
+                refused.add((one, seed))  # a selection or an erasure took it: it stays away
+        left = tuple(pair for pair in ids.items() if pair[0] not in coming)
+        known = head.known | set(coming.items())
+        after = Shown((*left, *coming.items()), known, frozenset(refused))
+        if after != head:
+            self.branches[name].versions.append(after)
+        batch = [episode(one, 2, seed=seed) for one, seed in offers]
+        version = self.handles[by].append(batch, branch=name, on_change="replace")
+        assert version.number == len(self.branches[name].versions)
+
+    @rule(by=st.integers(0, 1), at=NUMBERS, offers=OFFERS)
     def append(self, by: int, at: int, offers: list[tuple[str, int]]) -> None:
         name = self.pick(at)
         head = self.head(name)
