@@ -204,26 +204,43 @@ def expand(sources: Iterable[str], format: str | None = None) -> list[tuple[str,
         NotFoundError: if nothing matches.
         SourceError: if one is of no known format.
     """
-    found: list[tuple[str, str]] = []
-    for text in sources:
-        named, where = parse(text)
-        wanted = format or named
-        if wanted is not None and wanted in FORMATS and FORMATS[wanted].is_live:
-            found.append((wanted, where))
-        else:
-            found += _files(wanted, where)
-    return found
+    named = [one for text in sources for one in datasets_in(text, format)]
+    return [(identify(where, wanted), where) for wanted, where in named]
 
 
-def _files(wanted: str | None, where: str) -> list[tuple[str, str]]:
-    from connectors import hdf5_guard, patterns, places
+def datasets_in(text: str, format: str | None = None) -> list[tuple[str | None, str]]:
+    """Returns `(format, where)` of what one source stands for, see `expand`; looks into none.
 
-    found = []
-    for path in patterns.matching(where):
-        for one in patterns.datasets_in(path):
-            places.on_copy(one, hdf5_guard.check)
-            found.append((wanted or detect(one), one))
-    return found
+    Raises:
+        NotFoundError: if nothing matches.
+    """
+    from connectors import patterns
+
+    named, where = parse(text)
+    wanted = format or named
+    if _is_live(wanted):
+        return [(wanted, where)]
+    return [
+        (wanted, one) for path in patterns.matching(where) for one in patterns.datasets_in(path)
+    ]
+
+
+def identify(where: str, format: str | None = None) -> str:
+    """Returns the format of one dataset, after a first look in a process that can be killed.
+
+    Raises:
+        NotFoundError: if nothing is there and no format is given.
+        SourceError: if it is of no known format, or makes its library hang.
+    """
+    from connectors import hdf5_guard, places
+
+    if format is None or not _is_live(format):
+        places.on_copy(where, hdf5_guard.check)
+    return format or detect(where)
+
+
+def _is_live(name: str | None) -> bool:
+    return name is not None and name in FORMATS and FORMATS[name].is_live
 
 
 def parse(text: str) -> tuple[str | None, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.output import Json, StoreRef, emit, note, say, table
+
+if TYPE_CHECKING:
+    from pipeline.jobs.validate import Report
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +18,9 @@ def register(app: typer.Typer) -> None:
         formats
     )
     app.command(
-        "validate", help="Read a source, write nothing.\n\nExample: penstock validate demos.hdf5"
+        "validate",
+        help="Read sources, write nothing; list every problem and what to do.\n\n"
+        "Example: penstock validate demos.hdf5",
     )(validate)
     app.command(
         "export",
@@ -43,25 +48,63 @@ def formats(json: Json = False) -> None:
 
 
 def validate(
-    source: str,
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, URLs or FORMAT:WHERE.")
+    ],
     format: Annotated[str | None, typer.Option("--format")] = None,
     json: Json = False,
 ) -> int:
-    from pipeline.jobs.validate import problems_of
+    from pipeline.cli.progress import steps_bar
+    from pipeline.jobs import validate as job
 
-    listing, problems = problems_of(source, format)
+    with steps_bar("validate", quiet=json) as listener:
+        report = job.validate(sources, format, listener)
     if json:
-        emit({"source": listing, "problems": problems})
+        emit(_as_json(report))
     else:
-        say(f"{listing['format']}: {listing['episodes']:,} episodes, {listing['steps']:,} steps")
-        table(
-            ("episode", "code", "problem"),
-            [(p["where"], p["code"], p["message"]) for p in problems],
-        )
-        for guess in listing["guesses"]:
+        _tell(report)
+    if report.is_untrusted:
+        return 6
+    return 3 if report.problems else 0
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    listed = [
+        {
+            "format": listing.format,
+            "where": listing.where,
+            "identity": listing.identity,
+            "episodes": listing.episodes,
+            "steps": listing.steps,
+            "guesses": listing.guesses,
+        }
+        for listing in report.listings
+    ]
+    problems = [
+        {
+            "source": problem.source,
+            "where": problem.where,
+            "code": problem.code,
+            "message": problem.message,
+            "advice": problem.advice,
+        }
+        for problem in report.problems
+    ]
+    return {"source": listed[0] if listed else None, "sources": listed, "problems": problems}
+
+
+def _tell(report: Report) -> None:
+    for listing in report.listings:
+        place = f" ({listing.where})" if len(report.listings) > 1 else ""
+        say(f"{listing.format}: {listing.episodes:,} episodes, {listing.steps:,} steps{place}")
+        for guess in listing.guesses:
             note(f"guessed: {guess}")
-        say(f"{len(problems):,} problems")
-    return 3 if problems else 0
+    if report.problems:
+        rows = [(p.where, p.code, p.message) for p in report.problems]
+        table(("episode", "code", "problem"), rows)
+        for code, advice in sorted({p.code: p.advice for p in report.problems}.items()):
+            say(f"{code}: {advice}")
+    say(f"{len(report.problems):,} problems")
 
 
 def export(

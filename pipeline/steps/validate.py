@@ -7,6 +7,8 @@ about quality is a score, never a gate here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from schemas.episode import Episode
@@ -15,10 +17,15 @@ from schemas.packed import Packed, Rows
 
 
 def fault_of(episode: Episode) -> EpisodeError | None:
-    """Returns why an episode must be refused, or None."""
+    """Returns why an episode must be refused, the first reason, or None."""
+    return next(faults_of(episode), None)
+
+
+def faults_of(episode: Episode) -> Iterator[EpisodeError]:
+    """Yields every reason why an episode must be refused."""
     where = episode.source_key or episode.episode_id
     if episode.length == 0:
-        return EpisodeError(
+        yield EpisodeError(
             "Expected at least one step, came none.", code="length_mismatch", where=where
         )
     for name, rows in episode.arrays.items():
@@ -32,14 +39,13 @@ def fault_of(episode: Episode) -> EpisodeError | None:
         if isinstance(rows, Packed):  # rows of their own lengths, end to end
             first = int(np.searchsorted(rows.offsets, first * values.itemsize, "right")) - 1
         bad = np.isnan(values).any()
-        return EpisodeError(
+        yield EpisodeError(
             f"Expected finite {name}, came {int((~finite).sum())} "
             f"{'NaN' if bad else 'infinite'} values, the first at step {first}; repair the source "
             f"or leave the episode out.",
             code="nan" if bad else "inf",
             where=where,
         )
-    return None
 
 
 def _floats(rows: Rows) -> np.ndarray:
