@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-from pipeline.store import append, blocks, commit, compact, derive, erase, gc, marks, reach, repair
+from pipeline.store import (
+    append,
+    blocks,
+    commit,
+    compact,
+    derive,
+    erase,
+    gc,
+    marks,
+    reach,
+    repair,
+    replace,
+)
 from pipeline.store.disk import Disk
 from pipeline.store.objects import LocalObjects
 from schemas.version import Compact
@@ -159,13 +171,13 @@ def commit_first() -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def deduplicate_once() -> Callable[[pytest.MonkeyPatch], None]:
-    real = append._Planner._dedupe
+    real = append._Planner.review
     first: dict[int, Any] = {}
 
-    def dedupe(planner: Any, state: Any) -> Any:
+    def review(planner: Any, state: Any) -> Any:
         return first.setdefault(id(planner), (planner, real(planner, state)))[1]
 
-    return put(append._Planner, "_dedupe", dedupe)
+    return put(append._Planner, "review", review)
 
 
 def sweep_without_grace() -> Callable[[pytest.MonkeyPatch], None]:
@@ -318,6 +330,9 @@ MUTANTS: dict[str, Mutant] = {
     "a scrub that blanks nothing": Mutant(
         put(erase, "_padded", lambda array, _where: array.copy()),
         erasing.test_rows_that_a_lost_race_left_in_a_block_go_too,
+    ),
+    "scores that stay with a name": Mutant(
+        put(replace, "silenced", lambda *_: ()), crashes("replace")
     ),
     "a repair that leaves gaps": Mutant(
         put(repair, "_fill", lambda *_: None),
