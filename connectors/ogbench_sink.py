@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,12 +52,14 @@ class OgbenchSink:
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one file; see `connectors.base.Sink`. No metadata has a place in it."""
         written = 0
-        with new_dataset(where) as draft, tempfile.TemporaryDirectory() as folder:
-            columns = _Columns(Path(folder))
-            for episode in episodes:
-                columns.add(episode)
-                written += 1
-            columns.close()
+        with (
+            new_dataset(where) as draft,
+            tempfile.TemporaryDirectory(dir=draft.parent) as folder,
+        ):
+            with closing(_Columns(Path(folder))) as columns:
+                for episode in episodes:
+                    columns.add(episode)
+                    written += 1
             columns.pack(draft)
         return written
 
