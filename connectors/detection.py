@@ -198,6 +198,7 @@ RULES: tuple[Rule, ...] = (
     Rule("minari", "folder", lacks=(FEATURES_FILE,), also=_is_minari),  # both have metadata.json
     Rule("rlds", "folder", needs=(INFO_FILE, FEATURES_FILE)),
     Rule("rlds", "folder", also=_has_versions),
+    Rule("lerobot", "folder", needs=("meta/info.json",)),
     Rule("minari", "hdf5", also=_is_minari),
     Rule("robomimic", "hdf5", needs=("data",), also=lambda look: not _is_minari(look)),
     *(Rule("d4rl", "hdf5", needs=(n,), lacks=("data", *D3RLPY, *D3RLPY_V1)) for n in REQUIRED),

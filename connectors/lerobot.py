@@ -114,13 +114,16 @@ _Result = tuple[EpisodeRow, Episode | EpisodeError]
 
 
 def _read_file(reading: _Reading, path: Path, members: list[EpisodeRow]) -> Iterator[_Result]:
-    """Reads some episodes of one data file; a file that cannot be read is their common fault."""
+    """Reads some episodes of one data file, one by one where they cannot be read together."""
     try:
         with open_parquet(path) as file:
             table, spans = _table_of(file, path, members, reading.dataset)
     except SourceError as error:
-        for row in members:
-            yield row, EpisodeError(error.message, code="unreadable", where=str(path))
+        if len(members) == 1:
+            yield members[0], EpisodeError(error.message, code="unreadable", where=str(path))
+        else:
+            for row in members:
+                yield from _read_file(reading, path, [row])
         return
     shared = _try_columns(table, reading.dataset, str(path))
     for row, span in zip(members, spans, strict=True):

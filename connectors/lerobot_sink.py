@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,11 @@ import pyarrow as pa
 from connectors.base import Loss
 from connectors.facts import FACTS
 from connectors.files import new_dataset
-from connectors.lerobot_encode import PSNR, can_encode, codec_of, encode
+from connectors.lerobot_encode import PSNR
 from connectors.lerobot_features import TASK_EXTRA, feature_names
-from connectors.lerobot_files import (
-    CHUNK_FILES,
-    DataFiles,
-    VideoFiles,
-    read_stats,
-    stats_line,
-    without_quantiles,
-    write_episodes,
-    write_lines,
-    write_tasks,
-)
-from connectors.lerobot_layout import DATA_PATH, FACTS_COLUMN, V21, V30, VERSIONS, VIDEO_PATH
+from connectors.lerobot_files import CHUNK_FILES, DataFiles, VideoFiles, stats_line
+from connectors.lerobot_finish import Writing, encode_episode, finish
+from connectors.lerobot_layout import FACTS_COLUMN, V30, VERSIONS
 from connectors.lerobot_schema import (
     AUTOMATIC,
     DONE,
@@ -50,7 +40,7 @@ from connectors.lerobot_stats import Stats, Total, of_numbers, of_pictures, samp
 from schemas.episode import Episode
 from schemas.errors import UsageError
 from schemas.packed import Packed, Rows, Video, plain
-from schemas.spec import DatasetSpec, differences
+from schemas.spec import differences
 
 DEFAULT_FPS = 30.0
 _OUTCOME = "next/success"
@@ -101,46 +91,20 @@ class LerobotSink:
         with new_dataset(where) as draft:
             (draft / "meta").mkdir(parents=True)
             written = None
-            for episode in episodes:
-                written = written or _begin(draft, version, episode, metadata)
-                _add(written, episode)
+            try:
+                for episode in episodes:
+                    written = written or _begin(draft, version, episode, metadata)
+                    _add(written, episode)
+            finally:
+                if written is not None:
+                    written.data.close()
             if written is None:
                 raise UsageError("Expected at least one episode to write, came none.", where=where)
-            _finish(written, metadata)
+            finish(written, metadata)
             return len(written.rows)
 
 
-@dataclass
-class _Writing:
-    """A dataset while it is written."""
-
-    root: Path
-    version: str
-    fps: float
-    spec: DatasetSpec
-    columns: dict[str, Column]
-    """Field, `extras/<name>` or feature of ours -> how it is written."""
-    data: DataFiles
-    videos: dict[str, VideoFiles]
-    totals: dict[str, Total] = field(default_factory=dict)
-    lost: set[str] = field(default_factory=set)
-    """Keys of `columns` that an episode did not have."""
-    tasks: dict[str, int] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of the table of episodes, but for videos and statistics."""
-    frames: int = 0
-
-    @property
-    def stats_file(self) -> Path:
-        """Where statistics wait, a line per episode."""
-        return self.root / "stats.lines"
-
-    def kept(self) -> list[Column]:
-        """The features that every episode had."""
-        return [column for key, column in self.columns.items() if key not in self.lost]
-
-
-def _begin(root: Path, version: str, first: Episode, metadata: Mapping[str, Any]) -> _Writing:
+def _begin(root: Path, version: str, first: Episode, metadata: Mapping[str, Any]) -> Writing:
     """Decides from the first episode which features there are."""
     fps = first.fps or metadata.get("fps") or DEFAULT_FPS
     if not isinstance(fps, int | float) or not 0 < fps <= 1e6:
@@ -166,7 +130,7 @@ def _begin(root: Path, version: str, first: Episode, metadata: Mapping[str, Any]
             columns[key] = column
     for column in (DONE, TRUNCATED, TERMINATED, SUCCESS, *AUTOMATIC):
         columns[column.name] = column
-    return _Writing(
+    return Writing(
         root=root,
         version=version,
         fps=float(fps),
@@ -181,7 +145,7 @@ def _begin(root: Path, version: str, first: Episode, metadata: Mapping[str, Any]
     )
 
 
-def _add(written: _Writing, episode: Episode) -> None:
+def _add(written: Writing, episode: Episode) -> None:
     """Writes one episode's steps and statistics."""
     number, steps = len(written.rows), episode.length
     _check(written, episode)
@@ -232,7 +196,7 @@ def _add(written: _Writing, episode: Episode) -> None:
     written.frames += steps
 
 
-def _check(written: _Writing, episode: Episode) -> None:
+def _check(written: Writing, episode: Episode) -> None:
     where = episode.source_key or episode.episode_id
 
     def refuse(what: str) -> UsageError:
@@ -304,7 +268,7 @@ def _stats(rows: Rows, column: Column) -> Stats:
     return of_pictures(rows[wanted])
 
 
-def _add_video(written: _Writing, key: str, number: int, rows: Rows) -> None:
+def _add_video(written: Writing, key: str, number: int, rows: Rows) -> None:
     """Videos wait, because whether they can be kept shows at the end; pictures do not."""
     files = written.videos[key]
     if isinstance(rows, Video):
@@ -312,121 +276,4 @@ def _add_video(written: _Writing, key: str, number: int, rows: Rows) -> None:
             raise UsageError(f"Expected a frame in every row of {files.key}, some have none.")
         files.waiting[number] = rows
     else:
-        _encode(files, number, rows)
-
-
-def _encode(files: VideoFiles, number: int, rows: Rows) -> None:
-    where = f"{files.key}, episode {number}"
-    if not can_encode(rows):
-        raise UsageError(
-            f"Expected colour pictures with even sides in {where}, came {list(rows.shape[1:])}; "
-            f"write them as pictures instead.",
-            where=where,
-        )
-    encode(rows, files.next_path(number), files.fps, where)
-    files.put({number: 0.0})
-
-
-def _finish(written: _Writing, metadata: Mapping[str, Any]) -> None:
-    """Settles videos and columns, then writes what stands in `meta`."""
-    written.data.close()
-    columns = written.kept()
-    if written.lost:
-        written.data.keep(schema_of(columns))
-    info: dict[str, dict[str, Any]] = {}
-    for files in written.videos.values():
-        for number, video in files.keep_whole().items():
-            _encode(files, number, video)
-        info[files.key] = _video_info(files, written.columns, written.fps)
-    meta = written.root / "meta"
-    features = {
-        column.name: column.feature(metadata, info.get(column.name, {})) for column in columns
-    }
-    kept = [column.name for column in columns if column.kind != "text"]
-    stats = read_stats(written.stats_file, kept)
-    if written.version == V21:
-        rows = [
-            {name: row[name] for name in ("episode_index", "tasks", "length", FACTS_COLUMN)}
-            for row in written.rows
-        ]
-        write_lines(meta / "episodes.jsonl", rows)
-        write_lines(
-            meta / "episodes_stats.jsonl",
-            (
-                {"episode_index": at, "stats": without_quantiles(one)}
-                for at, one in enumerate(stats)
-            ),
-        )
-        write_lines(
-            meta / "tasks.jsonl", ({"task_index": i, "task": t} for t, i in written.tasks.items())
-        )
-    else:
-        for row in written.rows:
-            row.update(_video_row(written, row))
-        write_episodes(meta / "episodes/chunk-000/file-000.parquet", written.rows, stats)
-        write_tasks(meta / "tasks.parquet", written.tasks)
-        totals = {n: {k: a.tolist() for k, a in written.totals[n].sums.items()} for n in kept}
-        (meta / "stats.json").write_text(json.dumps(totals, indent=4), "utf-8")
-    written.stats_file.unlink()
-    (meta / "info.json").write_text(
-        json.dumps(_info(written, metadata, features), indent=4), "utf-8"
-    )
-
-
-def _video_row(written: _Writing, row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for files in written.videos.values():
-        number, start = files.places[row["episode_index"]]
-        chunk, file = divmod(number, CHUNK_FILES)
-        found |= {
-            f"videos/{files.key}/chunk_index": chunk,
-            f"videos/{files.key}/file_index": file,
-            f"videos/{files.key}/from_timestamp": start,
-            f"videos/{files.key}/to_timestamp": start + row["length"] / written.fps,
-        }
-    return {**found, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-
-
-def _video_info(files: VideoFiles, columns: Mapping[str, Column], fps: float) -> dict[str, Any]:
-    """Returns what LeRobot says of a camera's files, from the first of them."""
-    [shape] = [column.shape for column in columns.values() if column.name == files.key]
-    path = next(iter(sorted((files.root / "videos").rglob("*.mp4"))))
-    return {
-        "video.height": shape[0],
-        "video.width": shape[1],
-        **codec_of(path),
-        "video.is_depth_map": False,
-        "video.fps": _whole(fps),
-        "video.channels": 3,
-    }
-
-
-def _info(
-    written: _Writing, metadata: Mapping[str, Any], features: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns the `info.json`."""
-    count, version = len(written.rows), written.version
-    robot = metadata.get("robot_type")
-    videos = {
-        "total_videos": count * len(written.videos),
-        "total_chunks": -(-count // CHUNK_FILES),
-    }
-    sizes = {"data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
-    return {
-        "codebase_version": version,
-        "robot_type": robot if isinstance(robot, str) else None,
-        "total_episodes": count,
-        "total_frames": written.frames,
-        "total_tasks": len(written.tasks),
-        **(videos if version == V21 else sizes),
-        "chunks_size": CHUNK_FILES,
-        "fps": _whole(written.fps),
-        "splits": {"train": f"0:{count}"},
-        "data_path": DATA_PATH[version],
-        "video_path": VIDEO_PATH[version] if written.videos else None,
-        "features": features,
-    }
-
-
-def _whole(fps: float) -> int | float:
-    return int(fps) if fps.is_integer() else fps
+        encode_episode(files, number, rows)
