@@ -67,6 +67,7 @@ class RldsSink:
                 "where some episodes have one, an episode without one that is not terminated "
                 "loses its last step; that of a terminated one becomes a copy of the last",
             ),
+            Loss("extras", "the last of T+1 rows, where no episode has its final observation"),
             Loss("encodings", "raw pictures and videos come back as PNG"),
             Loss(
                 "specs",

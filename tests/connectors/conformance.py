@@ -254,6 +254,11 @@ def _with_extras() -> list[Episode]:
     return [_episode(k, extras=more(k)) for k in (100, 101)]
 
 
+def _extras_without_final() -> list[Episode]:
+    physics = {k: _rng(k).normal(size=(7, 2)) for k in (105, 106)}
+    return [_episode(k, final=False, extras={"physics": rows}) for k, rows in physics.items()]
+
+
 def smooth_pictures(seed: int, rows: int, size: int = 48) -> np.ndarray:
     """(rows, size, size, 3) uint8 of soft, moving blobs: what cameras and codecs are made for."""
     rng = _rng(seed)
@@ -357,6 +362,7 @@ CASES = (
     Case("no_rewards", _no_rewards, frozenset({"rewards"})),
     Case("no_actions", _no_actions, frozenset({"actions"})),
     Case("extras", _with_extras),
+    Case("extras_without_final", _extras_without_final),
     Case("raw_pictures", _raw_pictures, frozenset({"names", "pictures"})),
     Case("png", _encoded_pictures("PNG"), frozenset({"names", "pictures"})),
     Case("jpeg", _encoded_pictures("JPEG"), frozenset({"names", "pictures"})),
