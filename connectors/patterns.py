@@ -15,14 +15,15 @@ _MAGIC = "*?["
 def matching(where: str) -> list[str]:
     """Returns the paths or URLs that a pattern stands for, sorted; what is no pattern as it is.
 
-    A path that exists as it stands is no pattern, whatever its name; nor is the `?` of a URL's
+    A path that exists as it stands is no pattern, whatever its name; nor is the `?` of an http
     query.
 
     Raises:
         NotFoundError: if nothing matches.
     """
     if places.is_url(where) and places.local_path(where) == where:
-        is_pattern = "*" in where or "[" in where
+        magic = "*[" if where.startswith(("http://", "https://")) else _MAGIC
+        is_pattern = any(sign in where for sign in magic)
         found = places.glob(where) if is_pattern else [where]
     else:
         path = places.local_path(where)

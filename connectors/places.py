@@ -42,7 +42,7 @@ from schemas.errors import (
 
 T = TypeVar("T")
 MOST_FILES = 100_000
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
+_URL = re.compile(r"(?:[A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _STATE = "url_state"
 """Option of a unit: the state of the URL's files that it was planned for."""
 _STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "mtime")
@@ -80,7 +80,10 @@ def glob(pattern: str) -> list[str]:
     """Returns the URLs that match a pattern with `*`, `?`, `[...]` or `**`, sorted."""
     system, path = _open(pattern)
     with _typed(pattern):
-        found = sorted(str(one) for one in system.glob(path))
+        try:
+            found = sorted(str(one) for one in system.glob(path))
+        except ValueError as error:
+            raise UsageError(f"Expected a pattern, came {pattern}: {error}.") from error
     return [_named(pattern, system, one) for one in found[:MOST_FILES]]
 
 
@@ -103,8 +106,12 @@ def remote_files(url: str) -> list[RemoteFile]:
     system, path = _open(url)
     system.invalidate_cache()
     with _typed(url):
-        if system.isfile(path):
-            return [_remote_file(url, path, "", system.info(path))]
+        try:
+            info = system.info(path)
+        except FileNotFoundError:
+            info = {}
+        if info.get("type") == "file":
+            return [_remote_file(url, path, "", info)]
         found = system.find(path, detail=True)
     root = str(path).rstrip("/") + "/"
     files = [
