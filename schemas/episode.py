@@ -96,7 +96,8 @@ class Episode:
         put("rewards", None if self.rewards is None else _numbers(self.rewards, "rewards"))
         put("extras", {name: _rows(array, name) for name, array in self.extras.items()})
         for name, kind in _FACTS.items():
-            put(name, _fact(getattr(self, name), name, kind))
+            if getattr(self, name) is not None:
+                put(name, _fact(getattr(self, name), name, kind))
         for facts in ("columns", "labels"):  # an absent fact and a null one are the same
             plain = {n: _fact(v, n, _SCALARS) for n, v in getattr(self, facts).items()}
             put(facts, {n: v for n, v in plain.items() if v is not None})

@@ -6,6 +6,7 @@ and several specs from its first version, so that camera streams can join withou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -45,7 +46,7 @@ class FieldSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one decoded row; an axis that varies counts once."""
-        return self.numpy_dtype.itemsize * abs(int(np.prod(self.shape, dtype=np.int64)))
+        return self.numpy_dtype.itemsize * abs(math.prod(self.shape))
 
     def __str__(self) -> str:
         encoding = "" if self.encoding == "raw" else f" {self.encoding}"

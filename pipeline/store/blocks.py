@@ -42,9 +42,9 @@ images."""
 SHARD_ROWS = 65_536
 MAX_SHARD_BYTES = 256 << 20
 """A writer holds a shard in memory: wide rows make shards of fewer rows."""
-ENCODED_SHARD_BYTES = 64 << 20
-"""Encoded rows are no smaller on disk than in memory, where they are held up to four times while
-they are written."""
+ENCODED_SHARD_BYTES = 48 << 20
+"""Encoded rows are no smaller on disk than in memory, where a writer holds them four to five times
+at its peak."""
 CHUNK_ROWS = 4_096
 MIN_CHUNK_BYTES = 64 << 10
 """Narrow fields take more rows per chunk: the cost of a Zarr chunk is per chunk, not per byte."""
@@ -290,11 +290,6 @@ def block_rows(layout: RowLayout) -> int:
 def tail_rows(layout: RowLayout) -> int:
     """Returns how many rows of this layout make a shard; fewer make a tail."""
     return block_rows(layout) // TAIL_SHARE
-
-
-def is_full(layout: RowLayout, rows: int, encoded_bytes: int) -> bool:
-    """True if some rows are more than a shard of this layout holds."""
-    return rows > block_rows(layout) or encoded_bytes > ENCODED_SHARD_BYTES
 
 
 def is_tail(layout: RowLayout, rows: int, encoded_bytes: int) -> bool:

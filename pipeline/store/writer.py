@@ -45,6 +45,9 @@ class _Pile:
     encoded_bytes: int = 0
     came: DatasetSpec | None = None
 
+    def __post_init__(self) -> None:
+        self.most_rows = blocks.block_rows(self.layout)
+
 
 def write_blocks(
     objects: Objects,
@@ -74,7 +77,7 @@ def write_blocks(
         pile = piles.setdefault(key, _Pile(row_layout, [], came=came))
         added, size = episode.length + 1, encoded_bytes(stored)
         rows, held = pile.rows + added, pile.encoded_bytes + size
-        if pile.episodes and blocks.is_full(pile.layout, rows, held):
+        if pile.episodes and (rows > pile.most_rows or held > blocks.ENCODED_SHARD_BYTES):
             yield _write(objects, media, pile, spec)
             pile = piles[key] = _Pile(row_layout, [], came=came)
         pile.episodes.append((position, stored, row))
