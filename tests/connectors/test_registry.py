@@ -82,7 +82,7 @@ def test_unknown_formats_name_the_nearest() -> None:
 
 def test_a_format_that_is_not_written_says_which_are() -> None:
     with pytest.raises(UsageError, match=r"can be written.*d4rl, minari"):
-        registry.sink("robomimic")
+        registry.sink("d3rlpy")
 
 
 def test_plugins_are_found(plugin: None) -> None:
