@@ -28,7 +28,9 @@ def check(folder: Path, truth: dict[str, np.ndarray]) -> list[str]:
 
     dataset = LeRobotDataset("penstock/check", root=folder)
     wrong = []
-    lengths = [int(episode["length"]) for episode in dataset.meta.episodes]
+    episodes = dataset.meta.episodes  # a mapping of numbers in v2.1, a table in v3.0
+    rows = episodes.values() if isinstance(episodes, dict) else episodes
+    lengths = [int(episode["length"]) for episode in rows]
     if lengths != truth["lengths"].tolist():
         wrong.append(f"lengths {lengths}")
     if dataset.num_frames != int(truth["lengths"].sum()):

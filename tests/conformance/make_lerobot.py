@@ -2,8 +2,8 @@
 
     python make_lerobot.py FOLDER
 
-Makes `FOLDER/<name>` and `FOLDER/<name>.npz`: pictures in Parquet, and the same as videos; numbers
-of every number of axes, texts and extras are in both.
+Makes `FOLDER/lerobot_<version>_<pictures or videos>` and the same with `.npz`; numbers of every
+number of axes, texts and extras are in all. LeRobot 0.4.4 reads v3.0, LeRobot 0.3.3 reads v2.1.
 """
 
 from __future__ import annotations
@@ -75,9 +75,12 @@ def main() -> None:
     truth["lengths"] = np.array(LENGTHS)
     truth["tasks"] = np.concatenate([[str(e.task)] * e.length for e in episodes])
     truth["psnr"] = np.array(PSNR)
-    for name, is_video in (("lerobot_pictures", False), ("lerobot_videos", True)):
-        LerobotSink().write(episodes, str(place / name), {"use_videos": is_video})
-        np.savez(place / f"{name}.npz", **truth)
+    for version in ("v3.0", "v2.1"):
+        for kind in ("pictures", "videos"):
+            name = f"lerobot_{version}_{kind}"
+            metadata = {"codebase_version": version, "use_videos": kind == "videos"}
+            LerobotSink().write(episodes, str(place / name), metadata)
+            np.savez(place / f"{name}.npz", **truth)
 
 
 if __name__ == "__main__":
