@@ -135,7 +135,8 @@ def only_spec(versions: Sequence[Version]) -> DatasetSpec:
         raise SpecMismatchError("Expected a version with episodes, came an empty one.")
     if any(spec != specs[0] for spec in specs):
         raise SpecMismatchError(
-            "Expected data of one spec to learn from, came: " + " | ".join(map(str, specs))
+            f"Expected data of one spec to learn from, came: {' | '.join(map(str, specs))}; curate "
+            f"the episodes of one (`--where \"spec == 'NAME'\"`)."
         )
     return specs[0]
 
