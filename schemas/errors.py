@@ -8,7 +8,7 @@ escapes is a bug and shows its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -148,6 +148,12 @@ class GateError(UntrustedError):
     """Episodes that the job's quality gate refuses as a whole; nothing of them is committed."""
 
     kind = "gate_refused"
+
+    def __init__(
+        self, message: str, *, reasons: Sequence[str] = (), where: str | None = None
+    ) -> None:
+        super().__init__(message, where=where)
+        self.reasons = list(reasons)
 
 
 class DamagedStoreError(UntrustedError):

@@ -51,7 +51,8 @@ class _Ingestion(Document):
     gate: Gate | None = None
     """What must hold before the episodes are committed."""
     dtype: str | None = None
-    """Cast numbers with a fraction to this dtype; by default they stay as they came."""
+    """Cast floats to this dtype, or with `spec` to those of the branch's spec; by default they
+    stay as they came."""
     commit_every: int | None = Field(default=None, ge=1)
     """One commit per so many episodes; by default one in all."""
     max_episodes: int | None = Field(default=None, ge=1)
@@ -89,6 +90,8 @@ class IngestJob(_Ingestion):
     """Names this run: a retried step finds what it did before."""
     engine: str = "in-process"
     """What does the work, for the run's record."""
+    started_at: float | None = None
+    """When it began, as `time.time()` tells; by default when its sources are listed."""
 
 
 class EngineConfig(Document):

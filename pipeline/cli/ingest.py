@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +17,7 @@ from pipeline.cli.output import Json, emit, note, say, size
 
 if TYPE_CHECKING:
     from pipeline.jobs.report import IngestReport
+    from schemas.jobs import JobFile
 
 Text = str | None
 Sources = Annotated[
@@ -54,6 +61,14 @@ Workers = Annotated[int | None, typer.Option(metavar="N", help="Processes that w
 Dask = Annotated[Text, typer.Option(metavar="ADDRESS", help="A Dask scheduler.")]
 Runner = Annotated[Text, typer.Option(help="A Beam runner, with --engine beam.")]
 Every = Annotated[Text, typer.Option(metavar="TIME", help="Run again and again (5m).")]
+MetricsFile = Annotated[
+    Text, typer.Option(metavar="FILE", help="Write the outcome there for Prometheus.")
+]
+LogFormat = Annotated[
+    Text, typer.Option(metavar="text|json", help="By default json where nobody watches.")
+]
+HARD_SECONDS = 10.0
+"""A job past its timeout that does not end by itself is ended after so many more."""
 
 
 def register(app: typer.Typer) -> None:
@@ -93,27 +108,116 @@ def ingest(
     dask: Dask = None,
     runner: Runner = None,
     every: Every = None,
+    metrics_file: MetricsFile = None,
+    log_format: LogFormat = None,
     json: Json = False,
 ) -> int:
     flags = {flag: value for flag, value in locals().items() if flag not in ("sources", "json")}
 
-    from pipeline.cli.progress import steps_bar
-    from pipeline.jobs import engines
+    from pipeline.cli.logs import job_logs
     from pipeline.jobs.jobfile import job_of
-    from pipeline.store.layout import new_id
+    from pipeline.jobs.schedule import repeat, stopped_by_signals
 
     wanted, options = _sources_and_options(sources, engine)
     asked = job_of(wanted, _given(flags))
-    job = asked.job(new_id())
-    with steps_bar("ingest", quiet=json) as listener:
-        report = engines.run(job, asked.engine_config(options), listener)
-    if json:
-        emit({name: value for name, value in vars(report).items() if name != "guesses"})
-    else:
-        _tell(report)
-    for guess in report.guesses:
-        note(f"guessed: {guess}")
-    return 3 if report.episodes_quarantined else 0
+    with job_logs(asked.log_format) as is_logged:
+        once = _Run(asked, options, json=json, is_logged=is_logged)
+        if asked.every is None:
+            return once.run(lambda: False)
+        with stopped_by_signals() as stop:
+            repeat(lambda: once.run_patiently(stop.is_set), asked.every, stop)
+        return 0
+
+
+class _Run:
+    """Runs of one job, and what they tell."""
+
+    def __init__(
+        self, asked: JobFile, options: tuple[str, ...], *, json: bool, is_logged: bool
+    ) -> None:
+        self._asked = asked
+        self._options = options
+        self._json = json
+        self._is_logged = is_logged
+
+    def run(self, is_stopped: Callable[[], bool]) -> int:
+        """Runs the job; returns the exit code."""
+        from pipeline.jobs.events import tell
+        from schemas.errors import PenstockError
+
+        began = time.time()
+        try:
+            report = self._report(is_stopped)
+        except PenstockError as error:
+            self._measure(error.exit_code, began, None)
+            if self._is_logged and (self._asked.log_format or error.exit_code != 2):
+                tell("refused", kind=error.kind, message=error.message, where=error.where)
+            raise
+        code = 3 if report.episodes_quarantined else 0
+        self._measure(code, began, report)
+        self._tell(report)
+        return code
+
+    def run_patiently(self, is_stopped: Callable[[], bool]) -> int:
+        """Like `run`, but an error is told and left for the next run."""
+        from schemas.errors import PenstockError
+
+        try:
+            return self.run(is_stopped)
+        except PenstockError as error:
+            note(f"penstock: {error.message}")
+            return error.exit_code
+
+    def _report(self, is_stopped: Callable[[], bool]) -> IngestReport:
+        from pipeline.cli.progress import steps_bar
+        from pipeline.jobs import runs
+        from pipeline.store.layout import new_id
+
+        job = self._asked.job(new_id())
+        engine = self._asked.engine_config(self._options)
+        with _ended_after(job.timeout), steps_bar("ingest", quiet=self._json) as listener:
+            return runs.run(job, engine, listener, is_stopped=is_stopped)
+
+    def _measure(self, code: int, began: float, report: IngestReport | None) -> None:
+        from pipeline.jobs.metrics_file import write_metrics
+
+        if self._asked.metrics_file is not None:
+            name = self._asked.name or self._asked.into
+            write_metrics(Path(self._asked.metrics_file), name, code, time.time() - began, report)
+
+    def _tell(self, report: IngestReport) -> None:
+        from pipeline.jobs.events import tell
+
+        if self._json:
+            emit({name: value for name, value in vars(report).items() if name != "guesses"})
+        else:
+            _say(report)
+        for event, texts in (("guessed", report.guesses), ("warned", report.warnings)):
+            for text in texts:
+                if self._is_logged:
+                    tell(event, message=text)
+                else:
+                    note(f"{event}: {text}")
+
+
+@contextlib.contextmanager
+def _ended_after(timeout: float | None) -> Iterator[None]:
+    """Ends this process where a job past its timeout hangs: commits are whole or not at all."""
+
+    def end() -> None:
+        note("penstock: The job's time is up and it does not end by itself; run it again.")
+        os._exit(5)
+
+    if timeout is None:
+        yield
+        return
+    timer = threading.Timer(timeout + HARD_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +239,7 @@ def _sources_and_options(
     return tuple(argument for argument in given if argument not in options), options
 
 
-def _tell(report: IngestReport) -> None:
+def _say(report: IngestReport) -> None:
     place = f"{report.branch}:{report.number}" if report.number else "nothing (dry run)"
     say(
         f"{place}: {report.episodes_added:,} episodes added ({report.steps_added:,} steps, "

@@ -231,4 +231,7 @@ def _sample(version: Version) -> Iterator[Episode]:
 
 def refused(reasons: Sequence[str]) -> GateError:
     """Returns the error that refuses a job, with its reasons."""
-    return GateError(f"The quality gate refused the job, nothing is committed: {' '.join(reasons)}")
+    said = " ".join(reasons)
+    return GateError(
+        f"The quality gate refused the job, nothing is committed: {said}", reasons=reasons
+    )

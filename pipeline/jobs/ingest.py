@@ -166,7 +166,7 @@ def prepare(job: IngestJob) -> Prepared:
 
     A wrong source leaves no empty store behind.
     """
-    started = time.time()
+    started = job.started_at or time.time()
     layout.check_name(job.branch, "branch")
     if job.tag is not None:
         layout.check_name(job.tag, "tag")

@@ -6,8 +6,15 @@ the job. It leaves the outcome as `runs/<run id>.json` in the store; a dry run l
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
+import functools
 import json
+import platform
+import socket
+import time
 from dataclasses import asdict
+from importlib import metadata
 from typing import Any
 
 from pipeline.jobs.report import IngestReport
@@ -21,12 +28,25 @@ def leave(job: IngestJob, outcome: IngestReport | PenstockError) -> None:
     """Records how a job ended; a step that is run twice records once."""
     if job.dry_run:
         return
+    now = time.time()
+    record: dict[str, Any] = {
+        "job": job.model_dump(),
+        "engine": job.engine,
+        "host": socket.gethostname(),
+        "started_at": _iso(job.started_at or now),
+        "ended_at": _iso(now),
+        "versions": _versions(),
+    }
     if isinstance(outcome, PenstockError):
         stated = {name: value for name, value in vars(outcome).items() if name[0] != "_"}
-        fields = {"kind": outcome.kind, **stated}
-        record: dict[str, Any] = {"job": job.model_dump(), "error": fields}
+        record |= {"outcome": "failed", "error": {"kind": outcome.kind, **stated}}
     else:
-        record = {"job": job.model_dump(), "report": asdict(outcome)}
+        is_new = outcome.episodes_added or outcome.episodes_replaced
+        record |= {
+            "outcome": "committed" if is_new else "nothing new",
+            "reasons": outcome.reasons,
+            "report": asdict(outcome),
+        }
     objects = open_store(job.into).catalog.objects
     objects.put_if_absent(layout.run_record(job.run_id), json.dumps(record).encode())
 
@@ -53,6 +73,19 @@ def take(job: IngestJob) -> IngestReport:
     report = record["report"]
     texts = {name: tuple(report[name]) for name in ("guesses", "warnings")}
     return IngestReport(**{**report, **texts})
+
+
+def _iso(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat()
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("penstock", "numpy", "pyarrow", "zarr"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _class_of(kind: str) -> type[PenstockError]:

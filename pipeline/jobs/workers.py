@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.jobs import ingest, loading, records
 from pipeline.jobs.arrival import check_arrived
+from pipeline.jobs.events import tell
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.report import IngestReport
 from pipeline.jobs.spread import patiently
@@ -75,6 +76,15 @@ def _commit(
 def until_failure(outcomes: Iterable[loading.UnitOutcome]) -> Iterator[loading.UnitOutcome]:
     """Yields outcomes up to the first that ends the job."""
     for outcome in outcomes:
+        unit = outcome.work.unit
+        tell(
+            "unit done",
+            source=unit.where,
+            first=unit.start,
+            stop=unit.stop,
+            read=len(outcome.read),
+            quarantined=len(outcome.refusals),
+        )
         yield outcome
         if outcome.failure is not None:
             return
