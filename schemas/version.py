@@ -323,12 +323,19 @@ def _compacted(parts: tuple[Part, ...], operation: Compact) -> tuple[Part, ...]:
     return (*kept[:first], operation.added, *kept[first:])
 
 
+def size_of(parts: Iterable[Part]) -> int:
+    """Returns the bytes of some parts' rows, blocks and media files, each of these once."""
+    size = 0
+    media: dict[str, int] = {}
+    for part in parts:
+        size += part.rows.bytes + sum(block.bytes for block in part.blocks)
+        media.update({file.key: file.bytes for block in part.blocks for file in block.media})
+    return size + sum(media.values())
+
+
 def totals(state: State) -> Totals:
     """Returns the sizes of a state."""
-    size = sum(part.rows.bytes + sum(block.bytes for block in part.blocks) for part in state.parts)
-    size += sum(overlay.file.bytes for overlay in state.overlays)
-    blocks = (block for part in state.parts for block in part.blocks)
-    size += sum({file.key: file.bytes for block in blocks for file in block.media}.values())
+    size = size_of(state.parts) + sum(overlay.file.bytes for overlay in state.overlays)
     return Totals(episodes=state.episodes, steps=state.steps, bytes=size)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from pipeline.jobs.sources import Dataset
 from pipeline.store.append import Outcome, Refusal
 from schemas.jobs import IngestJob
-from schemas.version import Append, Commit
+from schemas.version import Append, Commit, size_of
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,7 @@ def report_of(
         episodes_replaced=len(replaced),
         episodes_quarantined=reasons.total(),
         steps_added=sum(row.length for row in [*added, *replaced]),
-        bytes_written=sum(
-            part.rows.bytes + sum(block.bytes for block in part.blocks) for part in parts
-        ),
+        bytes_written=size_of(parts),
         seconds=round(time.time() - prepared.started, 3),
         reasons={code: count for code, count in reasons.items() if count},
         guesses=tuple(dict.fromkeys(g for listing in listings for g in listing.guesses)),
