@@ -8,6 +8,7 @@ filled in, no part may be `..`, and no link is followed.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -253,13 +254,16 @@ def _episode_rows(dataset: Dataset, start: int, stop: int) -> Iterator[EpisodeRo
         return
     places = {name: _column(table, name, root) for name in _PLACES}
     spots = {key: _video_columns(table, key, root) for key in keys}
+    path = functools.cache(
+        lambda role, *fill: dataset.path(role, dict(fill))
+    )  # few files, many rows
     for at, (index, length) in enumerate(zip(indices, lengths, strict=True)):
         chunk, file, first = (places[name][at] for name in _PLACES)
-        data = dataset.path("data_path", {"chunk_index": chunk, "file_index": file})
+        data = path("data_path", ("chunk_index", chunk), ("file_index", file))
         videos = {}
         for key, (chunks, files, starts) in spots.items():
-            fill = {"video_key": key, "chunk_index": chunks[at], "file_index": files[at]}
-            videos[key] = VideoPlace(dataset.path("video_path", fill), starts[at])
+            where = (("chunk_index", chunks[at]), ("file_index", files[at]))
+            videos[key] = VideoPlace(path("video_path", ("video_key", key), *where), starts[at])
         yield EpisodeRow(index, length, data, first, videos, further[at])
 
 
