@@ -37,7 +37,6 @@ class OgbenchSink:
             Loss("ids", "OGBench rows have no ids"),
             *(Loss(fact, "OGBench files say nothing about single episodes") for fact in ABOUT),
             Loss("rewards", "OGBench makes rewards from a goal; they are left out"),
-            Loss("actions", "episodes without actions are refused"),
             Loss("names", "a single named observation or action array becomes the plain one"),
             Loss("terminated", "an end is only an end: it comes back as truncated"),
             Loss("truncated", "every episode comes back as truncated at its last step"),
@@ -47,6 +46,9 @@ class OgbenchSink:
             ),
             Loss("extras", f"all but {', '.join(INFOS)} with T+1 rows in every episode"),
             Loss("encodings", "pictures and videos are written decoded"),
+            Loss("names", "several observation or action arrays", refused=True),
+            Loss("actions", "episodes without actions", refused=True),
+            Loss("specs", "episodes of different fields", refused=True),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

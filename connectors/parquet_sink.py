@@ -47,6 +47,7 @@ class ParquetSink:
         return (
             Loss("ids", "a bare table has no identity: its episodes are named by content"),
             Loss("encodings", "videos are written as decoded frames"),
+            Loss("specs", "episodes of different fields", refused=True),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -44,13 +44,15 @@ class ReplayZarrSink:
             Loss("truncated", "an end is only an end: no step comes back as truncated"),
             Loss(
                 "names",
-                f"a plain observation array is named {PLAIN_NAME}, a single named action "
-                "array becomes the plain one",
+                f"a plain observation array is named {PLAIN_NAME}, a single named action array "
+                "becomes the plain one",
             ),
             Loss("extras", "there is no place for them"),
-            Loss("actions", "only where every episode has them"),
-            Loss("rewards", "only where every episode has them"),
             Loss("encodings", "pictures and videos are written decoded"),
+            Loss("names", "several action arrays", refused=True),
+            Loss("texts", "observations of texts", refused=True),
+            Loss("ragged", "observations of ragged arrays", refused=True),
+            Loss("specs", "episodes of different fields", refused=True),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -42,36 +42,31 @@ class RobomimicSink:
             Loss("ids", "robomimic numbers its demonstrations"),
             Loss(
                 "names",
-                f"a plain observation array is named {PLAIN_NAME}, a single named action "
-                "array becomes the plain one",
-            ),
-            Loss(
-                "actions",
-                "episodes without actions are refused; actions outside [-1, 1] are "
-                "written as they are, and robomimic's get_dataset_info raises for them",
+                f"a plain observation array is named {PLAIN_NAME}, a single named action array "
+                "becomes the plain one",
             ),
             Loss(
                 "terminated",
-                "one that the attribute success, or a last reward of 0 among "
-                "rewards of 0 and 1, denies comes back as truncated; so do earlier flags",
+                "one that the attribute success, or a last reward of 0 among rewards of 0 and 1, "
+                "denies comes back as truncated; so do earlier flags",
             ),
             Loss(
                 "truncated",
-                "an episode that merely stops comes back as truncated, one that is "
-                "terminated and truncated as terminated alone",
+                "an episode that merely stops comes back as truncated, one that is terminated and "
+                "truncated as terminated alone",
             ),
-            Loss(
-                "final_observation", "one that repeats the observation before comes back as a copy"
-            ),
-            Loss("extras", "all but states, and its last row of T+1"),
+            Loss("final_observation", "one that repeats the one before comes back as a copy"),
+            Loss("extras", "all but states, and the last of its T+1 rows"),
             Loss(
                 "labels",
-                "all but booleans, which are named mask_<name>, and split, whose values "
-                "are; an absent label comes back false",
+                "all but booleans, which are named mask_<name>, and split, whose values are; an "
+                "absent label comes back false",
             ),
-            Loss("columns", f"{' and '.join(_STRUCTURAL)}, which robomimic fills"),
-            Loss("task", "an episode without a task comes back with the dataset's environment"),
             Loss("encodings", "pictures and videos are written decoded"),
+            Loss("names", "several action arrays", refused=True),
+            Loss("actions", "episodes without actions", refused=True),
+            Loss("texts", "observations of texts", refused=True),
+            Loss("ragged", "observations of ragged arrays", refused=True),
         )
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

@@ -67,7 +67,12 @@ def _given(episodes: list[Episode]) -> set[str]:
         if any(getattr(episode, name) not in (None, {}, "demonstration") for episode in episodes)
     }
     missing = any(episode.final_observation != "present" for episode in episodes)
-    return stated | ({"final_observation"} if missing else set())
+    unknown = {
+        name
+        for name in ("actions", "rewards")
+        if any(getattr(episode, name) is None for episode in episodes)
+    }
+    return stated | unknown | ({"final_observation"} if missing else set())
 
 
 @pytest.mark.parametrize("first", FORMATS)
