@@ -18,12 +18,19 @@ logging.getLogger("apache_beam").setLevel(logging.ERROR)
 logging.getLogger("root").addHandler(logging.NullHandler())
 
 import apache_beam as beam  # noqa: E402
+import grpc  # type: ignore[import-untyped]  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions  # noqa: E402
+from apache_beam.runners.runner import create_runner  # noqa: E402
 
 from pipeline.jobs import ingest, loading, progress, records, workers  # noqa: E402
 from pipeline.jobs.progress import Listener  # noqa: E402
 from pipeline.jobs.report import IngestReport  # noqa: E402
-from schemas.errors import PenstockError, UsageError  # noqa: E402
+from schemas.errors import (  # noqa: E402
+    PenstockError,
+    TransientError,
+    UnknownNameError,
+    UsageError,
+)
 from schemas.jobs import IngestJob  # noqa: E402
 
 IN_PROCESS = "FnApiRunner"
@@ -53,15 +60,25 @@ def run_ingest(
         prepared: what `ingest.prepare` returned, where that is done already.
 
     Raises:
-        UsageError: for Beam's DaskRunner, which returns wrong results.
+        UsageError: for Beam's DaskRunner, which returns wrong results, or no runner's name.
+        TransientError: if nobody answers at the runner's address.
         PenstockError: whatever stopped the job; nothing is committed then.
     """
     refuse_dask(runner)
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UnknownNameError(f"Expected a Beam runner, came {runner!r}: {error}") from error
     prepared = prepared or ingest.prepare(job)
     beam_options = PipelineOptions([*options, f"--runner={runner}"])
     with progress.watch(job.run_id, listener):
-        result = build(job, prepared, reread, beam_options).run()
-        result.wait_until_finish()
+        try:
+            build(job, prepared, reread, beam_options).run().wait_until_finish()
+        except (grpc.FutureTimeoutError, grpc.RpcError) as error:
+            raise TransientError(
+                f"Beam's {runner} did not answer, or went away ({type(error).__name__}); see "
+                f"that it runs at the address in its options, then run it again."
+            ) from error
     return records.take(job)
 
 

@@ -27,6 +27,7 @@ from schemas.errors import (
     EpisodeError,
     SourceError,
     TransientError,
+    UnknownNameError,
     UsageError,
 )
 from schemas.jobs import EngineConfig, IngestJob
@@ -389,6 +390,23 @@ def test_nobody_at_an_address_is_transient(tmp_path, truth, monkeypatch):
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(TransientError, match="none answered"):
         engines.run(job, EngineConfig(engine="dask", address=address))
+
+
+def test_nobody_at_a_job_service_is_transient(tmp_path, truth):
+    options = (
+        *(f"--job_endpoint=127.0.0.1:{free_port()}", "--job_server_timeout=1"),
+        "--environment_type=LOOPBACK",
+    )
+    engine = EngineConfig(engine="beam", runner="PortableRunner", options=options)
+    with pytest.raises(TransientError, match="did not answer"):
+        engines.run(job_of(tmp_path / "s", truth.source), engine)
+
+
+def test_an_unknown_runner_leaves_no_store(tmp_path, truth):
+    job = job_of(tmp_path / "s", truth.source, shared_filesystem=True)
+    with pytest.raises(UnknownNameError, match="FnApiRunner"):
+        engines.run(job, EngineConfig(engine="beam", runner="FnApiRuner"))
+    assert not (tmp_path / "s").exists()
 
 
 def test_workers_are_the_runners_own_matter(tmp_path, truth):
