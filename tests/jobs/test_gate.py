@@ -126,7 +126,7 @@ def test_an_unknown_column_is_named_before_anything_is_committed(tmp_path):
     ],
 )
 def test_gates_that_say_nothing_sensible(rules):
-    with pytest.raises(ValueError, match="(?i)expected|match"):
+    with pytest.raises(ValueError, match=r"(?i)expected|match"):
         gate(**rules)
 
 
