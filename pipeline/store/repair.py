@@ -97,6 +97,8 @@ class _Remains:
             "quarantine": quarantine,
             "score_sets": sets,
             "metrics": metrics,
+            # What is gone must be read again: a source that counts as taken in would not be.
+            "sources": {} if self._left_out else old.sources,
         }
         return old.model_copy(update=update), self._left_out
 
