@@ -137,3 +137,14 @@ def test_out_of_time_commits_nothing(tmp_path):
     with pytest.raises(OutOfTimeError, match="--timeout"):
         ingest(tmp_path / "s", source, timeout=1e-6)
     assert open_store(tmp_path / "s").branches() == {}
+
+
+def test_what_a_repair_left_out_is_read_again(tmp_path):
+    source = write_d4rl(tmp_path / "a.hdf5", [4, 5])
+    ingest(tmp_path / "s", source)
+    ingest(tmp_path / "s", write_d4rl(tmp_path / "b.hdf5", [6], seed=2))
+    part = open_store(tmp_path / "s").version("main:1").state.parts[0]
+    (tmp_path / "s" / part.blocks[0].file.key).unlink()
+    open_store(tmp_path / "s").repair()
+    assert len(open_store(tmp_path / "s").version()) == 1
+    assert ingest(tmp_path / "s", source).episodes_added == 2
