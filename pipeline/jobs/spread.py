@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import ParamSpec, TypeVar
 
-from schemas.errors import DiskFullError, TransientError
+from schemas.errors import DiskFullError, OutOfTimeError, TransientError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +64,7 @@ def patiently(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     for attempt in range(ATTEMPTS - 1):
         try:
             return function(*args, **kwargs)
-        except DiskFullError:  # no disk frees itself within a second
+        except (DiskFullError, OutOfTimeError):  # neither passes within a second
             raise
         except TransientError:
             time.sleep(PAUSE_SECONDS * 2**attempt)
