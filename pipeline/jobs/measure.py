@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from pipeline.jobs.progress import Listener
 from pipeline.quality import registry
 from pipeline.quality.dataset import dataset_values
+from pipeline.quality.duplicates import named_originals
 from pipeline.quality.reference import ReferenceModel, from_arrays, of_specs
-from pipeline.quality.score import fit_reference, score_episodes
+from pipeline.quality.score import SIGNATURES, fit_reference, score_episodes
 from pipeline.store import layout
 from pipeline.store.scores import (
     Scores,
@@ -75,8 +76,8 @@ def measure_version(
     table = version.episodes()
     new = pc.invert(pc.is_in(table["episode_id"], value_set=known))
     fresh = set(table.filter(new)["episode_id"].to_pylist())
-    scores = _score(version, fresh, model, listener)
-    values = dataset_values(_all_scores(store, version, score_set.id, scores), model, model.config)
+    scores = _with_copies(version, score_set.id, _score(version, fresh, model, listener))
+    values = dataset_values(_all_scores(version, score_set.id, scores), model, model.config)
     columns = [name for name in scores.column_names if name not in FACTS]
     shown = version.state.metrics
     if fresh or any(name not in shown or shown[name].value != values[name] for name in values):
@@ -162,11 +163,27 @@ def _comparable(config: MeasureConfig) -> MeasureConfig:
     return config.model_copy(update={"metrics": None, "bootstrap": 0})
 
 
-def _all_scores(store: Store, version: Version, score_set: str, fresh: pa.Table) -> pa.Table:
+def _with_copies(version: Version, score_set: str, fresh: pa.Table) -> pa.Table:
+    """Returns fresh scores with `duplicate_of`: the earlier episode that each is a copy of."""
+    if SIGNATURES not in fresh.column_names:
+        return fresh
+    signed = _joined(version, score_set, fresh, [SIGNATURES])
+    ids = signed["episode_id"].to_pylist()
+    named = dict(zip(ids, named_originals(ids, signed[SIGNATURES].to_pylist()), strict=True))
+    copies = [named[name] for name in fresh["episode_id"].to_pylist()]
+    return fresh.append_column("duplicate_of", pa.array(copies, pa.string()))
+
+
+def _all_scores(version: Version, score_set: str, fresh: pa.Table) -> pa.Table:
     """Returns the scores of all the version's episodes in order, with their lengths and tasks."""
+    hidden = ("episode_id", SIGNATURES, *FACTS)
+    return _joined(version, score_set, fresh, [n for n in fresh.column_names if n not in hidden])
+
+
+def _joined(version: Version, score_set: str, fresh: pa.Table, names: list[str]) -> pa.Table:
+    """Returns the version's episodes in order with some columns of fresh and of older scores."""
     facts = version.episodes(columns=["episode_id", "task", *FACTS])
-    names = [name for name in fresh.column_names if name not in ("episode_id", *FACTS)]
-    older = set_columns(store.catalog, version.state, score_set)
+    older = set_columns(version.store, version.state, score_set)
     stacked = [
         table.select(["episode_id", *names]) for table in (fresh, older) if table is not None
     ]

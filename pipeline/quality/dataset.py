@@ -45,8 +45,23 @@ def dataset_values(
         else np.full(len(lengths), "", object)
     )
     return {
-        name: _value(name, _numbers(scores, name), lengths, tasks, model, config) for name in names
+        name: _share(scores[name])
+        if METRICS[name].is_text
+        else _value(name, _numbers(scores, name), lengths, tasks, model, config)
+        for name in names
     }
+
+
+def _share(texts: pa.ChunkedArray) -> MetricValue:
+    """The share of episodes that have a text."""
+    count = len(texts)
+    said = count - texts.null_count
+    return MetricValue(
+        value=said / count if count else None,
+        episodes=count,
+        coverage=1.0 if count else 0.0,
+        details={"episodes_named": said},
+    )
 
 
 def _value(

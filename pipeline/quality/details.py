@@ -22,6 +22,8 @@ def reference_details(name: str, model: ReferenceModel) -> list[dict[str, Any]]:
         "action_divergence": _divergence,
         "action_divergence_h": _divergence,
         "transition_diversity": _transitions,
+        "state_similarity": _surroundings,
+        "coverage": _surroundings,
     }[name]
     return [
         {
@@ -62,6 +64,17 @@ def _variance(group: GroupModel) -> dict[str, Any]:
         found["value"] = float(moments.yy.sum() / moments.rows / group.targets.dims)
         found["rows"] = int(moments.rows)
     return found
+
+
+def _surroundings(group: GroupModel) -> dict[str, Any]:
+    known = group.surroundings
+    if known is None:
+        return {}
+    return {
+        "states": len(known.points),
+        "dims": int(known.points.shape[1]),
+        "radius": float(known.radius),
+    }
 
 
 def _divergence(group: GroupModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.quality.moments import CrossMoments, measure
 from pipeline.quality.moments import merge as merge_moments
 from pipeline.quality.normalizer import ActionScale, StateScale
 from pipeline.quality.reference import GroupModel, Members, ReferenceModel
+from pipeline.quality.surroundings import Surroundings
 from schemas.metrics import MeasureConfig
 
 
@@ -26,6 +27,7 @@ class Frame:
     controls: ActionScale
     targets: ActionScale
     centroids: np.ndarray  # (C, D) float64
+    surroundings: Surroundings | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def _group(layout: Layout, frame: Frame, evidence: Evidence) -> GroupModel:
         frame.controls,
         frame.targets,
         frame.centroids,
+        frame.surroundings,
         Members(distinct, copies.astype(np.float64)),
         policy=fit_clusters(evidence.policy),
         dynamics=fit_clusters(evidence.dynamics) if frame.states.kept.any() else None,

@@ -18,6 +18,7 @@ from pipeline.quality.features import Layout, layout_from_key
 from pipeline.quality.fits import ClusterFits
 from pipeline.quality.moments import CrossMoments
 from pipeline.quality.normalizer import ActionScale, StateScale
+from pipeline.quality.surroundings import Surroundings
 from schemas.errors import DamagedStoreError
 from schemas.metrics import MeasureConfig
 
@@ -54,6 +55,8 @@ class GroupModel:
     targets: ActionScale
     """Of actions as scored; differs from `controls` where actions are scored as differences."""
     centroids: np.ndarray  # (C, D) float64
+    surroundings: Surroundings | None
+    """A sample of states; None where there are too few."""
     members: Members
     policy: ClusterFits | None
     """Action on state; None where the task has too few rows."""
@@ -108,6 +111,8 @@ class ReferenceModel:
             for part in ("states", "controls", "targets", "members"):
                 _put(arrays, f"{number}/{part}", getattr(group, part))
             arrays[f"{number}/centroids"] = group.centroids
+            if group.surroundings is not None:
+                _put(arrays, f"{number}/surroundings", group.surroundings)
             strengths = {}
             for part, fit in (("policy", group.policy), ("dynamics", group.dynamics)):
                 if fit is not None:
@@ -150,6 +155,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -
                 controls=_get(ActionScale, arrays, f"{number}/controls"),
                 targets=_get(ActionScale, arrays, f"{number}/targets"),
                 centroids=arrays[f"{number}/centroids"],
+                surroundings=_get(Surroundings, arrays, f"{number}/surroundings")
+                if f"{number}/surroundings/points" in arrays
+                else None,
                 members=_get(Members, arrays, f"{number}/members"),
                 policy=_get_fit(arrays, f"{number}/policy", entry["strengths"].get("policy")),
                 dynamics=_get_fit(arrays, f"{number}/dynamics", entry["strengths"].get("dynamics")),

@@ -25,6 +25,8 @@ class Metric:
     """What the dataset value averages over."""
     relative: bool
     """True if a score depends on a frozen reference model."""
+    is_text: bool = False
+    """True if episodes get a text rather than a number; the dataset value is the share that do."""
 
 
 METRICS: dict[str, Metric] = {
@@ -64,6 +66,32 @@ METRICS: dict[str, Metric] = {
             "over state dimensions: the system's own noise.",
             "steps",
             True,
+        ),
+        Metric(
+            "state_similarity",
+            "1",
+            "share",
+            "Share of other episodes' reference states within a fixed radius of a step's state.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "coverage",
+            "1",
+            "nats",
+            "Surprise of a step's state among other episodes' reference states; its mean over the "
+            "reference is the entropy of its scaled states.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "duplicate_of",
+            "1",
+            "episode",
+            "The earlier episode that this one is a copy of, exactly or but for a little noise.",
+            "episodes",
+            True,
+            is_text=True,
         ),
         Metric("length", "1", "steps", "Steps of the episode.", "episodes", False),
         Metric("episode_return", "1", "reward", "Undiscounted sum of rewards.", "episodes", False),

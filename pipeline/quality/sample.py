@@ -21,6 +21,7 @@ class RowSample:
 
     keys: np.ndarray  # (n,) uint64
     rows: np.ndarray  # (n, S) float64
+    owners: np.ndarray  # (n,) uint64, content hash of the episode each row is of
 
     @property
     def limit(self) -> int:
@@ -37,13 +38,17 @@ def sample_rows(rows: np.ndarray, fingerprints: np.ndarray, steps: np.ndarray) -
         fingerprints: (N,) uint64, of the episode that each row belongs to.
         steps: (N,) integers, its index within that episode.
     """
-    return _smallest(RowSample(mix(fingerprints, steps), rows))
+    return _smallest(RowSample(mix(fingerprints, steps), rows, fingerprints))
 
 
 def merge_samples(one: RowSample, two: RowSample) -> RowSample:
     """Returns the sample of both sets of rows together."""
     return _smallest(
-        RowSample(np.concatenate([one.keys, two.keys]), np.concatenate([one.rows, two.rows]))
+        RowSample(
+            np.concatenate([one.keys, two.keys]),
+            np.concatenate([one.rows, two.rows]),
+            np.concatenate([one.owners, two.owners]),
+        )
     )
 
 
@@ -57,4 +62,4 @@ def mix(seeds: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 def _smallest(sample: RowSample) -> RowSample:
     order = np.argsort(sample.keys, kind="stable")[: sample.limit]
-    return RowSample(sample.keys[order], sample.rows[order])
+    return RowSample(sample.keys[order], sample.rows[order], sample.owners[order])

@@ -15,15 +15,19 @@ import pyarrow as pa
 
 from pipeline.quality.action import score_actions
 from pipeline.quality.blocks import Block, blocks
+from pipeline.quality.duplicates import signatures
 from pipeline.quality.horizon import score_facts
 from pipeline.quality.passes import accumulate
-from pipeline.quality.reference import ReferenceModel
+from pipeline.quality.reference import Placed, ReferenceModel
 from pipeline.quality.registry import METRICS, chosen
+from pipeline.quality.similarity import score_similarity
 from pipeline.quality.sketch import SketchStage
 from pipeline.quality.transition import score_transitions
 from schemas.episode import Episode
 from schemas.metrics import MeasureConfig
 
+SIGNATURES = "_signature"
+"""Column of `duplicates.SIGNATURE` bytes; kept with the scores, shown to nobody."""
 ACTION_METRICS = ("action_variance", "action_divergence", "action_divergence_h")
 
 
@@ -53,6 +57,9 @@ def fit_reference(stream: Callable[[], Iterable[Episode]], config: MeasureConfig
 def score_episodes(episodes: Iterable[Episode], model: ReferenceModel) -> pa.Table:
     """Returns `episode_id` and one nullable float64 column per chosen metric, in stream order.
 
+    Where `duplicate_of` is chosen, its place is taken by `SIGNATURES`: whether an episode is a
+    copy can be told when all signatures of a version are together (`duplicates.originals`).
+
     Null where an episode cannot be scored: no states, actions or rewards, a layout or task that
     the reference has not (or has too few rows of), or more than 1 % of its rows not finite.
     """
@@ -66,38 +73,52 @@ def score_episodes(episodes: Iterable[Episode], model: ReferenceModel) -> pa.Tab
             facts.append(score_facts(episode))
             yield episode
 
-    relative = [
-        (block.positions, _score_block(block, model, names))
-        for block in blocks(watched(), model.config.features)
-    ]
-    columns = {name: np.full(len(ids), np.nan) for name in names}
-    for name in names:
+    relative = []
+    signed: dict[int, bytes] = {}
+    for block in blocks(watched(), model.config.features):
+        placed = _place(block, model, names)
+        if placed is not None:
+            relative.append((block.positions, _score_block(placed, names)))
+            if "duplicate_of" in names:
+                found = signatures(placed)
+                signed.update(
+                    (int(at), one.tobytes()) for at, one in zip(block.positions, found, strict=True)
+                )
+    columns = {name: np.full(len(ids), np.nan) for name in names if not METRICS[name].is_text}
+    for name in columns:
         if not METRICS[name].relative:
             columns[name][:] = [fact[name] for fact in facts]
     for positions, scores in relative:
         for name, values in scores.items():
             columns[name][positions] = values
-    return pa.table(
+    table = pa.table(
         {
             "episode_id": pa.array(ids, pa.string()),
             **{name: _nullable(values) for name, values in columns.items()},
         }
     )
+    if "duplicate_of" in names:
+        kept = pa.array([signed.get(at) for at in range(len(ids))], pa.binary())
+        table = table.append_column(SIGNATURES, kept)
+    return table
 
 
-def _score_block(
-    block: Block, model: ReferenceModel, names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """The chosen relative metrics of a block's episodes; none for a layout without a model."""
+def _place(block: Block, model: ReferenceModel, names: Sequence[str]) -> Placed | None:
+    """A block among its layout's clusters; None if that has no model, or nothing asks for it."""
     group = model.groups.get(block.layout)
-    if group is None or not any(METRICS[name].relative for name in names):
-        return {}
-    placed = group.place(block)
+    wanted = any(METRICS[name].relative for name in names)
+    return group.place(block) if group is not None and wanted else None
+
+
+def _score_block(placed: Placed, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The chosen relative numbers of a block's episodes."""
     scores: dict[str, np.ndarray] = {}
     if any(name in names for name in ACTION_METRICS):
         scores.update(score_actions(placed))
     if "transition_diversity" in names:
         scores.update(score_transitions(placed))
+    if "state_similarity" in names or "coverage" in names:
+        scores.update(score_similarity(placed))
     return {name: values for name, values in scores.items() if name in names}
 
 

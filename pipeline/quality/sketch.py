@@ -18,6 +18,7 @@ from pipeline.quality.moments import CrossMoments, measure
 from pipeline.quality.moments import merge as merge_moments
 from pipeline.quality.normalizer import Range, fit_actions, fit_states, measure_range, merge_ranges
 from pipeline.quality.sample import RowSample, merge_samples, sample_rows
+from pipeline.quality.surroundings import surroundings
 from schemas.metrics import MeasureConfig
 
 
@@ -96,4 +97,6 @@ def _frame(layout: Layout, sketch: Sketch, config: MeasureConfig) -> Frame:
     )
     wanted = cluster_count(sketch.states.moments.rows, 1 + states.predictors, config.clusters)
     points = states.points(states.predict_from(sketch.sample.rows))
-    return Frame(states, controls, targets, fit_centroids(points, wanted, config.seed))
+    centroids = fit_centroids(points, wanted, config.seed)
+    known = surroundings(points, sketch.sample.owners)
+    return Frame(states, controls, targets, centroids, known)

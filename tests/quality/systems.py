@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.quality.dataset import dataset_values
+from pipeline.quality.duplicates import named_originals
 from pipeline.quality.reference import ReferenceModel
-from pipeline.quality.score import fit_reference, score_episodes
+from pipeline.quality.score import SIGNATURES, fit_reference, score_episodes
 from schemas.episode import Episode
 from schemas.metrics import MeasureConfig, MetricValue
 
@@ -69,6 +70,10 @@ def measure_all(
     config = MeasureConfig.model_validate({"bootstrap": 20, **settings})
     model = fit_reference(lambda: episodes, config)
     table = score_episodes(episodes, model)
+    if SIGNATURES in table.column_names:
+        ids, found = table["episode_id"].to_pylist(), table[SIGNATURES].to_pylist()
+        copies = pa.array(named_originals(ids, found), pa.string())
+        table = table.drop([SIGNATURES]).append_column("duplicate_of", copies)
     tasks = pa.array([e.task for e in episodes], pa.string())
     columns = {name: table[name].to_numpy() for name in table.column_names if name != "episode_id"}
     return columns, dataset_values(table.append_column("task", tasks), model, config), model
