@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from schemas.errors import SpecMismatchError
+from schemas.packed import Rows, plain
 
 EPSILON = 1e-3
 """Added to standard deviations, as TD3+BC does, so that constant dims stay finite."""
@@ -25,7 +26,7 @@ class ReadableVersion(Protocol):
         """Aligned arrays `data`, `row_start`, `length`, `final_present`, and `data_ids`."""
         ...
 
-    def read_rows(self, data_id: str, fields: Sequence[str] | None) -> Mapping[str, np.ndarray]:
+    def read_rows(self, data_id: str, fields: Sequence[str] | None) -> Mapping[str, Rows]:
         """The rows of one data block, T+1 per episode."""
         ...
 
@@ -102,8 +103,8 @@ def _real_rows(
         rows = version.read_rows(data_id, [*fields, "actions"])
         starts, lengths = index.row_start[kept], index.length[kept]
         seen = _ranges(starts, lengths + index.final_present[kept])
-        states = [_matrix(rows[name])[seen] for name in fields]
-        yield np.concatenate(states, axis=1), _matrix(rows["actions"])[_ranges(starts, lengths)]
+        states = [_matrix(plain(rows[name]))[seen] for name in fields]
+        yield np.concatenate(states, axis=1), _matrix(plain(rows["actions"]))[_ranges(starts, lengths)]
 
 
 class _Moments:
