@@ -43,7 +43,7 @@ from schemas.errors import (
 T = TypeVar("T")
 MOST_FILES = 100_000
 _URL = re.compile(r"(?:[A-Za-z0-9+.-]+::)*([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
-_STATE = "url_state"
+URL_STATE = "url_state"
 """Option of a unit: the state of the URL's files that it was planned for."""
 _STAMPS = ("ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "mtime")
 _EXTRAS = {"s3": ("s3", "s3fs"), "s3a": ("s3", "s3fs")}
@@ -266,6 +266,10 @@ class PlacedSource:
     def __init__(self, inner: Source) -> None:
         self.inner = inner
 
+    def guesses(self) -> tuple[str, ...]:
+        """See `connectors.base.Source`."""
+        return self.inner.guesses()
+
     def discover(self, where: str) -> Listing:
         """See `connectors.base.Source`; where and units name the URL."""
         if not is_url(where):
@@ -288,9 +292,9 @@ class PlacedSource:
                 for found in self.inner.read(replace(unit, where=path)):
                     yield _renamed(found, unit.where, path)
             return
-        options = {name: value for name, value in unit.options.items() if name != _STATE}
+        options = {name: value for name, value in unit.options.items() if name != URL_STATE}
         with (
-            SPOOL.borrow(unit.where, unit.options.get(_STATE)) as (path, _),
+            SPOOL.borrow(unit.where, unit.options.get(URL_STATE)) as (path, _),
             _speaking_of(unit.where, path),
         ):
             for found in self.inner.read(replace(unit, where=path, options=options)):
@@ -298,7 +302,7 @@ class PlacedSource:
 
 
 def _placed(listing: Listing, url: str, path: str, state: str | None) -> Listing:
-    extra: dict[str, Any] = {} if state is None else {_STATE: state}
+    extra: dict[str, Any] = {} if state is None else {URL_STATE: state}
     return replace(
         listing,
         where=url,

@@ -162,6 +162,12 @@ class DamagedStoreError(UntrustedError):
     kind = "damaged_store"
 
 
+class LinkedSourceChangedError(UntrustedError):
+    """A file that episodes are linked to which is gone, or holds other content than it did."""
+
+    kind = "linked_source_changed"
+
+
 class DamagedCacheError(UntrustedError):
     """A cache file that is short or fails its checksum; it can be deleted and is made again."""
 

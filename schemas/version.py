@@ -44,20 +44,22 @@ class SpecDocument(Document):
 
 
 class Block(Document):
-    """The rows of some whole episodes of one layout: a Zarr shard group or an Arrow tail."""
+    """The rows of some whole episodes of one layout: a Zarr shard, an Arrow tail, or a link."""
 
     id: str
-    container: Literal["shard", "tail"]
+    container: Literal["shard", "tail", "link"]
     spec: str
     """Name of the spec it belongs to."""
     rows: int = Field(ge=0)
     """T+1 rows per episode, all episodes together."""
     bytes: int = Field(ge=0)
-    """Size on disk, all files together."""
+    """Size on disk, all files together; of a link, the link's own."""
     file: DataFile
-    """The tail itself, or the shard's list of files (`files.json`)."""
+    """The tail or link itself, or the shard's list of files (`files.json`)."""
     media: tuple[DataFile, ...] = ()
     """Files of videos that its rows name, not counted in its size: other blocks may share them."""
+    sources: DataFile | None = None
+    """Of a link, the list of the source's files, not counted in its size: other links share it."""
 
 
 class Part(Document):
@@ -65,6 +67,7 @@ class Part(Document):
 
     id: str
     kind: Literal["stored", "linked"] = "stored"
+    """Linked, if its blocks are: its arrays stay in the files they came from."""
     episodes: int = Field(ge=0)
     """Episodes of this part that the version keeps."""
     steps: int = Field(ge=0)
@@ -329,8 +332,15 @@ def size_of(parts: Iterable[Part]) -> int:
     media: dict[str, int] = {}
     for part in parts:
         size += part.rows.bytes + sum(block.bytes for block in part.blocks)
-        media.update({file.key: file.bytes for block in part.blocks for file in block.media})
+        media.update(
+            {file.key: file.bytes for block in part.blocks for file in shared_files(block)}
+        )
     return size + sum(media.values())
+
+
+def shared_files(block: Block) -> tuple[DataFile, ...]:
+    """Returns the files that a block names and others may name too."""
+    return block.media if block.sources is None else (*block.media, block.sources)
 
 
 def totals(state: State) -> Totals:

@@ -13,6 +13,7 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.writer import WrittenBlock
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, TransientError
+from schemas.version import shared_files
 
 
 def check_arrived(catalog: Catalog, written: Iterable[WrittenBlock], *, reread: bool) -> None:
@@ -37,7 +38,7 @@ def check_arrived(catalog: Catalog, written: Iterable[WrittenBlock], *, reread: 
                 catalog.read(files[0])
             else:
                 _check_sizes(catalog, files)
-            _check_media(catalog, one.block.media)
+            _check_shared(catalog, shared_files(one.block))
         except DamagedStoreError as error:
             raise TransientError(
                 f"Expected what the workers wrote, came something else ({error.message}); nothing "
@@ -47,12 +48,12 @@ def check_arrived(catalog: Catalog, written: Iterable[WrittenBlock], *, reread: 
             ) from error
 
 
-def _check_media(catalog: Catalog, files: Iterable[DataFile]) -> None:
+def _check_shared(catalog: Catalog, files: Iterable[DataFile]) -> None:
     """Media files have one folder for all of the store, which is too many to list."""
     for file in files:
         if not catalog.objects.exists(file.key):
             raise DamagedStoreError(
-                "expected a media file, came no file", where=f"{catalog.url}/{file.key}"
+                "expected a file that blocks share, came no file", where=f"{catalog.url}/{file.key}"
             )
 
 

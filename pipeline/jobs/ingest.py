@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from connectors.base import Listing
-from pipeline.jobs import gate, sources
+from pipeline.jobs import gate, link, sources
 from pipeline.jobs.drift import merge
 from pipeline.jobs.loading import UnitOutcome, Work, check_time, load_unit, store_of
 from pipeline.jobs.report import IngestReport, report_of
@@ -177,6 +177,7 @@ def prepare(job: IngestJob) -> Prepared:
     head = store.catalog.refs.head(job.branch) if store else None
     state = store.catalog.refs.state(head) if store and head else State()
     found = sources.find(job, state.sources, started)
+    link.check(job, found.datasets)
     is_something = any(d.listing.episodes or d.settled or d.spoiled for d in found.datasets)
     if not is_something and not found.waiting:
         raise SourceError(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from connectors import registry
 from connectors.base import Found, Unit
 from pipeline.jobs import gate, progress
 from pipeline.jobs.drift import Spreads, merge, spreads_of
+from pipeline.jobs.link import Linking
 from pipeline.steps.name import qualified
 from pipeline.steps.validate import fault_of
 from pipeline.store import specs
@@ -95,7 +96,7 @@ def load_unit(work: Work) -> UnitOutcome:
             for _ in found.to_write():
                 pass
         else:
-            written = tuple(_write(work.job, found.to_write()))
+            written = tuple(_write(work, found.to_write()))
     except SourceError as error:
         if work.is_member:
             return UnitOutcome(work, spoiled=error)
@@ -204,18 +205,21 @@ class _Loading:
                 yield (episode, row), read
 
 
-def _write(
-    job: IngestJob, episodes: Iterator[tuple[Episode, EpisodeRow]]
-) -> Iterator[WrittenBlock]:
-    """Writes blocks that no two commits share."""
+def _write(work: Work, episodes: Iterator[tuple[Episode, EpisodeRow]]) -> Iterator[WrittenBlock]:
+    """Writes blocks that no two commits share, or links."""
+    job = work.job
     objects = store_of(job.into).catalog.objects
-    cast = _cast(job)
+    write: Callable[[Iterable[tuple[Episode, EpisodeRow]]], Iterator[WrittenBlock]]
+    if job.link:
+        write = Linking(objects, work.unit, job.run_id).link_blocks
+    else:
+        write = functools.partial(write_blocks, objects, cast=_cast(job))
     if job.commit_every is None:
-        yield from write_blocks(objects, episodes, cast=cast)
+        yield from write(episodes)
         return
     for first in episodes:
         some = itertools.islice(episodes, job.commit_every - 1)
-        yield from write_blocks(objects, itertools.chain([first], some), cast=cast)
+        yield from write(itertools.chain([first], some))
 
 
 def _cast(job: IngestJob) -> Callable[[Episode], Episode] | None:

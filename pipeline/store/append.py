@@ -268,12 +268,14 @@ class _Planner:
             index = ids.encode(ids.keys((row.episode_id, row.digest) for row in rows))
             files = {layout.episode_rows(name): table, layout.id_index(name): index}
             self._catalog.objects.put(files)
+            mine = tuple(known[block] for block in dict.fromkeys(row.block for row in rows))
             part = Part(
                 id=name,
+                kind="linked" if any(one.container == "link" for one in mine) else "stored",
                 episodes=len(rows),
                 steps=sum(row.length for row in rows),
                 rows=blocks.data_file(layout.episode_rows(name), table),
-                blocks=tuple(known[block] for block in dict.fromkeys(row.block for row in rows)),
+                blocks=mine,
             )
             file = blocks.data_file(layout.id_index(name), index)
             self._catalog.keep_index(file, index)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store import blocks, ids, layout
+from pipeline.store import blocks, ids, layout, linked
 from pipeline.store.commit import Refs
 from pipeline.store.erasures import Erasures
 from pipeline.store.files import files_of_commit, new_parts, unit_of
@@ -26,6 +26,7 @@ from pipeline.store.objects import Objects
 from pipeline.store.recent import Recent
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, FilesExpiredError, NotFoundError, UntrustedError
+from schemas.link import Link, SourceFiles
 from schemas.packed import Rows
 from schemas.rows import RowLayout
 from schemas.version import STORE_VERSION, Block, Commit, StoreDocument
@@ -98,17 +99,20 @@ class Catalog:
 
     def block_layout(self, block: Block) -> RowLayout:
         """Returns what the rows of a block hold."""
+        if block.container == "link":
+            return linked.layout_of(self.link(block))
         if block.container == "tail":
             return blocks.open_tail(self.read(block.file))[0]
         return self._listing(block)[0]
 
     def block_files(self, block: Block) -> list[DataFile]:
         """Returns all files of a block: its list of files and its media are among them."""
-        return [*self.own_files(block), *self.media_files(block)]
+        listed = [block.sources] if block.sources else []
+        return [*self.own_files(block), *self.media_files(block), *listed]
 
     def own_files(self, block: Block) -> list[DataFile]:
         """Returns the files that belong to one block alone, the one it names first."""
-        if block.container == "tail":
+        if block.container != "shard":
             return [block.file]
         return [block.file, *self._listing(block)[1].values()]
 
@@ -116,6 +120,10 @@ class Catalog:
         """Returns a block's media files, without those that went with erased episodes."""
         dropped = self.erasures.dropped - self.erasures.rewrites.keys()
         return [file for file in block.media if file.key not in dropped]
+
+    def link(self, block: Block) -> Link:
+        """Returns what a linked block says of where its rows are."""
+        return self.parsed(block.file, Link.model_validate_json)
 
     def read_block(
         self, block: Block, names: Sequence[str] | None = None, rows: slice = slice(None)
@@ -132,7 +140,12 @@ class Catalog:
 
         Raises:
             DamagedStoreError: if a file is missing or fails its checksum.
+            LinkedSourceChangedError: if the block is a link and its source is not what it was.
         """
+        if block.container == "link":
+            sources = self.parsed(self._sources(block), SourceFiles.model_validate_json)
+            place = self.erasures.resolve(block.file).key
+            return linked.read_rows(place, self.link(block), sources, names, rows)
         if block.container == "tail":
             row_layout, table = blocks.open_tail(self.read(block.file))
             part = table.slice(rows.start or 0, _span(rows, table.num_rows))
@@ -155,6 +168,14 @@ class Catalog:
         paths = blocks.node_paths(row_layout.fields)
         find = finder(self.read, block.media)
         return blocks.decode_shard(_Files(self, listed), fields, paths, rows, find)
+
+    def _sources(self, block: Block) -> DataFile:
+        if block.sources is None:
+            raise DamagedStoreError(
+                "Expected a linked block to name its source's files, came one without.",
+                where=block.file.key,
+            )
+        return block.sources
 
     def _find(self, file: DataFile) -> bytes | None:
         found = self.erasures.resolve(file)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.document import DataFile
-from schemas.version import Append, Commit, Compact, Measure, Overlay, Part, State
+from schemas.version import (
+    Append,
+    Commit,
+    Compact,
+    Measure,
+    Overlay,
+    Part,
+    State,
+    shared_files,
+)
 
 
 def files_of_part(part: Part) -> Iterator[DataFile]:
@@ -15,7 +24,7 @@ def files_of_part(part: Part) -> Iterator[DataFile]:
         yield part.selection
     for block in part.blocks:
         yield block.file
-        yield from block.media
+        yield from shared_files(block)
 
 
 def files_of_overlay(overlay: Overlay) -> Iterator[DataFile]:

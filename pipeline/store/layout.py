@@ -24,6 +24,7 @@ DATA = (
     "shards",
     "tails",
     "media",
+    "links",
     "episodes",
     "overlays",
     "selections",
@@ -102,6 +103,16 @@ def shard_files(block: str) -> str:
 def tail(block: str) -> str:
     """Key of a tail."""
     return f"tails/{block}.arrow"
+
+
+def link(block: str) -> str:
+    """Key of a linked block's description."""
+    return f"links/{block}.json"
+
+
+def source_files(name: str) -> str:
+    """Key of a list of a source's files, which linked blocks share."""
+    return f"links/{name}.files.json"
 
 
 def media(sha256: str, again: str = "") -> str:
