@@ -104,7 +104,8 @@ def _real_rows(
         starts, lengths = index.row_start[kept], index.length[kept]
         seen = _ranges(starts, lengths + index.final_present[kept])
         states = [_matrix(plain(rows[name]))[seen] for name in fields]
-        yield np.concatenate(states, axis=1), _matrix(plain(rows["actions"]))[_ranges(starts, lengths)]
+        actions = _matrix(plain(rows["actions"]))[_ranges(starts, lengths)]
+        yield np.concatenate(states, axis=1), actions
 
 
 class _Moments:
