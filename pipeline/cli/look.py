@@ -87,6 +87,14 @@ def show(store: StoreRef, json: Json = False) -> None:
     say(f"{facts['branch']}:{facts['number']}  {facts['version']}  {facts['created_at']}")
     say(f"{facts['message']}")
     say(f"{facts['episodes']:,} episodes, {facts['steps']:,} steps, {size(facts['bytes'])}")
+    if facts["linked"]["episodes"]:
+        held = facts["linked"]
+        places = ", ".join(f"{s['where']} ({size(s['bytes'])})" for s in held["sources"][:3])
+        more = len(held["sources"]) - 3
+        say(
+            f"linked: {held['episodes']:,} episodes, {held['steps']:,} steps stay in {places}"
+            + f" and {more:,} more" * (more > 0)
+        )
     if facts["tags"]:
         say(f"tags: {', '.join(facts['tags'])}")
     if facts["single_writer"]:

@@ -1,4 +1,4 @@
-"""Keeping a store: `gc`, `compact`, `doctor`, `expire`, `remove`, `erase`."""
+"""Keeping a store: `gc`, `compact`, `materialise`, `doctor`, `expire`, `remove`, `erase`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ def register(app: typer.Typer) -> None:
     app.command("compact", help="Join small parts.\n\nExample: penstock compact ./store@main")(
         compact
     )
+    app.command(
+        "materialise",
+        help="Copy linked data into the store.\n\nExample: penstock materialise ./store@main",
+    )(materialise)
     app.command("doctor", help="Read and check everything.\n\nExample: penstock doctor ./store")(
         doctor
     )
@@ -89,6 +93,32 @@ def compact(
         )
     else:
         say(f"{done.parts_before:,} parts became {done.parts_after:,} ({done.rows:,} rows written)")
+
+
+def materialise(
+    store: StoreRef,
+    branch: Annotated[
+        str | None, typer.Option("--branch", metavar="NAME", help="A new branch for the outcome.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    from pipeline.cli.progress import steps_bar
+    from pipeline.store.store import open_store, parse_ref
+
+    url, ref = parse_ref(store)
+    with steps_bar("materialise", quiet=json) as advance:
+        done = open_store(url).materialise(ref, branch=branch, advance=advance)
+    commit = done.commit
+    if json:
+        place = {"version": commit.id, "number": commit.number, "branch": commit.branch}
+        emit({**place, "episodes": done.episodes, "steps": done.steps, "bytes": done.bytes})
+    elif done.episodes:
+        say(
+            f"{commit.branch}:{commit.number}: {done.episodes:,} episodes copied "
+            f"({done.steps:,} steps, {size(done.bytes)})"
+        )
+    else:
+        say(f"{commit.branch}:{commit.number}: nothing is linked")
 
 
 def doctor(
@@ -168,11 +198,16 @@ def erase(
     from pipeline.curation.select import read_exclusions
     from pipeline.store.store import open_store
 
-    count = open_store(store).erase(read_exclusions(ids))
+    opened = open_store(store)
+    names = read_exclusions(ids)
+    held = opened.linked_places(names)
+    count = opened.erase(names)
     if json:
-        emit({"episodes": count})
-    else:
-        say(f"{count:,} episodes erased; `penstock gc {store} --erase` rewrites their files")
+        emit({"episodes": count, "linked_sources": held})
+        return
+    say(f"{count:,} episodes erased; `penstock gc {store} --erase` rewrites their files")
+    for where in held:
+        note(f"{where} still holds some of them: they were linked, and the file is yours.")
 
 
 def _time(text: str) -> dt.timedelta:

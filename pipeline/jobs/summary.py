@@ -36,6 +36,7 @@ def describe(store: Store, version: Version) -> dict[str, Any]:
         "episodes": table.num_rows,
         "steps": int(np.sum(table["length"].to_numpy())) if table.num_rows else 0,
         "bytes": version.commit.totals.bytes,
+        "linked": linked_share(version),
         "specs": {n: spec_document(spec).model_dump() for n, spec in version.specs.items()},
         "sources": [
             {
@@ -48,6 +49,21 @@ def describe(store: Store, version: Version) -> dict[str, Any]:
         ],
         "metrics": metric_values(version, table),
         "derivation": state.derivation.model_dump() if state.derivation else None,
+    }
+
+
+def linked_share(version: Version) -> dict[str, Any]:
+    """Returns how much of a version is linked: episodes, steps, and sources with their bytes."""
+    parts = [part for part in version.state.parts if part.kind == "linked"]
+    lists = {b.sources.key: b.sources for part in parts for b in part.blocks if b.sources}
+    sizes: dict[str, int] = {}
+    for file in lists.values():
+        listed = version.store.source_files(file)
+        sizes[listed.where] = sum(one.bytes for one in listed.files)
+    return {
+        "episodes": sum(part.episodes for part in parts),
+        "steps": sum(part.steps for part in parts),
+        "sources": [{"where": where, "bytes": size} for where, size in sizes.items()],
     }
 
 

@@ -125,6 +125,10 @@ class Catalog:
         """Returns what a linked block says of where its rows are."""
         return self.parsed(block.file, Link.model_validate_json)
 
+    def source_files(self, file: DataFile) -> SourceFiles:
+        """Returns a list of a source's files as they were when it was linked."""
+        return self.parsed(file, SourceFiles.model_validate_json)
+
     def read_block(
         self, block: Block, names: Sequence[str] | None = None, rows: slice = slice(None)
     ) -> dict[str, Rows]:
@@ -143,7 +147,7 @@ class Catalog:
             LinkedSourceChangedError: if the block is a link and its source is not what it was.
         """
         if block.container == "link":
-            sources = self.parsed(self._sources(block), SourceFiles.model_validate_json)
+            sources = self.source_files(self._sources(block))
             place = self.erasures.resolve(block.file).key
             return linked.read_rows(place, self.link(block), sources, names, rows)
         if block.container == "tail":

@@ -9,7 +9,7 @@ commit that touched the same parts meanwhile wins, and the work is dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft, Plan
 from pipeline.store.tables import drop_erased, kept_positions
 from pipeline.store.writer import write_blocks
+from schemas.episode import Episode
 from schemas.table import EpisodeRow, concat
 from schemas.version import Commit, Compact, Part, State
 
@@ -59,7 +60,7 @@ def compact(catalog: Catalog, branch: str = "main", *, everything: bool = False)
             run = next_run(_parts(catalog, branch), FAN_IN if not everything else 2)
             if not run:
                 break
-            merged = _merge(catalog, run)
+            merged = merge(catalog, run)
             commit = catalog.refs.publish(
                 branch,
                 _plan(run, merged),
@@ -121,20 +122,34 @@ def _parts(catalog: Catalog, branch: str) -> tuple[Part, ...]:
     return catalog.refs.state(head).parts if head else ()
 
 
-def _merge(catalog: Catalog, run: Sequence[Part]) -> Part:
-    """Writes the kept episodes of some parts as one part."""
+def merge(
+    catalog: Catalog, run: Sequence[Part], advance: Callable[[int, int], None] | None = None
+) -> Part:
+    """Writes the kept episodes of some parts of one spec as one stored part.
+
+    Args:
+        catalog: the store.
+        run: the parts, in order.
+        advance: called with the episodes and steps of each that is read.
+    """
     tables = []
     for part in run:
         table = catalog.parquet(part.rows)
         tables.append(table.take(kept_positions(catalog, part, table.num_rows)))
     table = drop_erased(concat(tables), catalog.erased()).combine_chunks()
     known = {block.id: block for part in run for block in part.blocks}
-    episodes = arrays.read_episodes(catalog, known, table)
     blank = EpisodeRow({}, {}, {})  # the table has the rows; only places are wanted
+
+    def episodes() -> Iterator[tuple[Episode, EpisodeRow]]:
+        for episode in arrays.read_episodes(catalog, known, table):
+            yield episode, blank
+            if advance is not None:
+                advance(1, episode.length)
+
     written = tuple(
         write_blocks(
             catalog.objects,
-            ((episode, blank) for episode in episodes),
+            episodes(),
             spec=next(iter(_specs(run)), "default"),
         )
     )

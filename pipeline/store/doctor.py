@@ -1,7 +1,8 @@
 """The doctor: reads everything that any kept version refers to, and names what is damaged.
 
 Damage is a commit that cannot be read or that follows another than it was made on, a gap in a
-branch, a file that is missing, short or changed, or counts that contradict one another. What lies
+branch, a file that is missing, short or changed, counts that contradict one another, or a linked
+source that does not hold its episodes any more (each is read). What lies
 before a repair is no damage any more. Orphans (files that nothing refers to yet) and leases of dead
 jobs are listed but are no damage either.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipeline.store import derive, layout
+from pipeline.store import derive, layout, linked
 from pipeline.store.catalog import Catalog
 from pipeline.store.files import files_of_overlay, unit_of
 from pipeline.store.leases import leases
@@ -30,7 +31,8 @@ class Problem:
     """One finding."""
 
     code: str
-    """`bad_commit gap missing_file bad_file bad_counts bad_tag orphan dead_lease`."""
+    """`bad_commit gap missing_file bad_file bad_counts bad_tag changed_source`, or what is no damage:
+    `orphan dead_lease`."""
     where: str
     message: str
     is_damage: bool = True
@@ -56,6 +58,7 @@ class Examination:
 def examine(catalog: Catalog) -> Examination:
     """Reads every file of every kept version of every branch, and every tag."""
     catalog = Catalog(catalog.objects, create=False)  # what was read before may be lost by now
+    linked.forget()
     found = Examination()
     checker = Checker(catalog, found)
     repaired: dict[str, int] = {}
@@ -86,6 +89,7 @@ class Checker:
         self._found = found
         self._files: dict[str, str | None] = {}
         self._parts: dict[str, list[Problem]] = {}
+        self._sources: dict[str, Problem | None] = {}
 
     def check(self, state: State, where: str, is_damage: bool = True) -> None:
         """Notes what is wrong with a state; before a repair that is no longer damage."""
@@ -113,6 +117,7 @@ class Checker:
             faults.append(fault)
             if fault is None:
                 faults += [self.file_fault(file) for file in self._catalog.block_files(block)]
+                faults.append(self._source_fault(block))
         broken = [fault for fault in faults if fault is not None]
         yield from broken
         if not broken:
@@ -139,7 +144,22 @@ class Checker:
         """True if every file of a block is whole."""
         if self.file_fault(block.file) is not None:
             return False
-        return all(self.file_fault(file) is None for file in self._catalog.block_files(block))
+        if any(self.file_fault(file) for file in self._catalog.block_files(block)):
+            return False
+        return self._source_fault(block) is None
+
+    def _source_fault(self, block: Block) -> Problem | None:
+        """Returns what is wrong with what a linked block is linked to; read once."""
+        if block.sources is None or self.file_fault(block.sources) is not None:
+            return None
+        if block.file.key not in self._sources:
+            self._sources[block.file.key] = None
+            try:
+                self._catalog.read_block(block, ["valid"])
+            except PenstockError as error:
+                where = error.where or block.file.key
+                self._sources[block.file.key] = Problem("changed_source", where, error.message)
+        return self._sources[block.file.key]
 
     def _count_faults(self, part: Part) -> Iterator[Problem]:
         table = self._catalog.parquet(part.rows)

@@ -3,7 +3,8 @@
 `erase` makes every reader subtract the episodes. `scrub` rewrites each file that still holds their
 bytes, in every branch's whole history: rows of arrays become padding and rows of tables become
 null, in place, so that nothing else moves; the old files are deleted once the new ones stand in.
-Media files go whole, if at all (`erase_media`).
+Media files go whole, if at all (`erase_media`). A link forgets an erased episode; the file that it
+was linked to is not ours and still holds it (`linked_places`).
 """
 
 from __future__ import annotations
@@ -65,6 +66,18 @@ def erase(catalog: Catalog, episode_ids: Iterable[str]) -> int:
         )
     catalog.erasures.add({hash64(name) for name in wanted}, {})
     return len(wanted)
+
+
+def linked_places(catalog: Catalog, episode_ids: Iterable[str]) -> list[str]:
+    """Returns where the sources are that hold some episodes which are linked, not stored."""
+    wanted = set(episode_ids)
+    found = set()
+    for part in _parts(catalog):
+        if part.kind == "linked":
+            table = catalog.parquet(part.rows).select(["episode_id", "_block"]).to_pylist()
+            mine = {row["_block"] for row in table if row["episode_id"] in wanted}
+            found |= {catalog.link(block).unit.where for block in part.blocks if block.id in mine}
+    return sorted(found)
 
 
 def scrub(catalog: Catalog) -> Scrubbed:
@@ -192,6 +205,8 @@ def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table, touched: set[st
         is_kept[start : start + length + 1] = True
     if is_kept.all():
         return []
+    if block.container == "link":
+        return _scrub_link(catalog, block, set(starts.tolist()))
     row_layout = catalog.block_layout(block)
     rows = catalog.read_block(block)
     padded = {name: _padded(array, ~is_kept) for name, array in rows.items()}
@@ -208,6 +223,18 @@ def _scrub_block(catalog: Catalog, block: Block, kept: pa.Table, touched: set[st
     for file in reversed(resolved):  # the list of files last: it says what is to go
         catalog.objects.delete(file.key)
     return [file.key for file in resolved]
+
+
+def _scrub_link(catalog: Catalog, block: Block, kept: set[int]) -> list[str]:
+    """Makes a link forget the episodes that do not begin at one of the kept rows."""
+    link = catalog.link(block)
+    starts = np.cumsum([0, *(length + 1 for length in link.lengths)]).tolist()
+    keys = [key if at in kept else None for key, at in zip(link.keys, starts, strict=False)]
+    if tuple(keys) == link.keys:
+        return []
+    digests = ["" if k is None else d for k, d in zip(keys, link.digests, strict=True)]
+    blank = link.model_copy(update={"keys": tuple(keys), "digests": tuple(digests)})
+    return _replace(catalog, block.file, blank.model_dump_json().encode(), layout.link)
 
 
 def _padded(rows: Rows, where: np.ndarray) -> Rows:

@@ -34,8 +34,9 @@ from schemas.spec import FieldSpec
 CONNECTORS = "connectors.linked"
 KEEP_BYTES = 512 << 20
 """Decoded rows that a process keeps; one block is kept whatever its size."""
+LOOK_SECONDS = 0.001
 LOOK_SHARE = 20
-"""A look at a source's files holds for so many times as long as it took."""
+"""A look at a source's files that took longer than this holds for so many times as long."""
 
 
 class Connectors(Protocol):
@@ -80,11 +81,6 @@ def read_rows(
     return {name: own(whole[name][rows]) for name in fields}
 
 
-def files_now(sources: SourceFiles) -> tuple[SourceFile, ...]:
-    """Returns the files of a source as they are, or were a moment ago."""
-    return _LOOKS.at(sources.where)
-
-
 def forget() -> None:
     """Drops all that this process keeps of linked sources: what follows is looked at anew."""
     _KEPT.clear()
@@ -106,7 +102,8 @@ class _Looks:
         if began >= until:
             files = _connectors().files_of(where)
             now = time.monotonic()
-            self._last[where] = (now + LOOK_SHARE * (now - began), files)
+            took = now - began
+            self._last[where] = (now + LOOK_SHARE * took * (took > LOOK_SECONDS), files)
         return files
 
     def clear(self) -> None:

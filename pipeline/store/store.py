@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.changes import Changes, diff
 from pipeline.store.compact import Compacted, compact
 from pipeline.store.doctor import Examination, examine
-from pipeline.store.erase import Scrubbed, erase, scrub
+from pipeline.store.erase import Scrubbed, erase, linked_places, scrub
 from pipeline.store.gc import GRACE, Collected, collect
 from pipeline.store.joining import Casting
 from pipeline.store.known import OnChange
+from pipeline.store.materialise import Materialised, materialise
 from pipeline.store.places import open_objects
 from pipeline.store.reader import EpisodeIndex, Selection, Version
 from pipeline.store.remote import RemoteObjects
@@ -212,6 +213,10 @@ class Store:
         """Erases episodes from every version for ever; `gc(erase=True)` then rewrites files."""
         return erase(self.catalog, episode_ids)
 
+    def linked_places(self, episode_ids: Iterable[str]) -> list[str]:
+        """Returns the sources that hold episodes which are linked: erasing leaves those alone."""
+        return linked_places(self.catalog, episode_ids)
+
     def expire(self, branch: str = "main", *, before: int) -> Version:
         """Lets go of a branch's versions before a number; tags and runs keep theirs."""
         return Version(self.catalog, derive.expire(self.catalog, branch, before))
@@ -219,6 +224,26 @@ class Store:
     def compact(self, branch: str = "main", *, everything: bool = False) -> Compacted:
         """Puts small parts of a branch together; episodes and their order stay."""
         return compact(self.catalog, branch, everything=everything)
+
+    def materialise(
+        self,
+        ref: str = "main",
+        *,
+        branch: str | None = None,
+        advance: Callable[[int, int], None] | None = None,
+    ) -> Materialised:
+        """Copies what a version links to into the store; ids, digests, order and scores stay.
+
+        Args:
+            ref: a branch; with `branch`, any version.
+            branch: where the outcome goes: a new one; by default where the version is.
+            advance: called with the episodes and steps of each episode that is copied.
+
+        Raises:
+            LinkedSourceChangedError: if a source is not what it was; nothing is committed.
+            LockHeldError: if another maintainer is at work.
+        """
+        return materialise(self.catalog, self._resolve(ref), ref, branch, advance)
 
     def gc(
         self, grace: dt.timedelta = GRACE, *, dry_run: bool = False, erase: bool = False
