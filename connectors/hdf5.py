@@ -91,7 +91,9 @@ def open_hdf5(where: str | Path, limits: Limits | None = None) -> Iterator[Hdf5G
         file = h5py.File(path, "r")
     with file:
         bounds = _Bounds(limits or Limits(), path.stat().st_size)
-        yield Hdf5Group(file["/"], str(path), bounds)
+        with _decoding(str(path)):
+            root = file["/"]
+        yield Hdf5Group(root, str(path), bounds)
 
 
 def is_hdf5(path: Path) -> bool:

@@ -292,9 +292,10 @@ def _further(table: pa.Table) -> list[dict[str, Any]]:
 
 def _column(table: pa.Table, name: str, root: Path) -> list[int]:
     """Returns a column of whole numbers."""
-    came = table.schema.field(name).type if name in table.column_names else "none"
-    values = table.column(name).to_pylist() if pa.types.is_integer(came) else []
-    if not pa.types.is_integer(came) or None in values:
+    came = table.schema.field(name).type if name in table.column_names else None
+    is_whole = came is not None and pa.types.is_integer(came)
+    values = table.column(name).to_pylist() if is_whole else []
+    if not is_whole or None in values:
         raise _bad(
             root, f"Expected whole numbers in the column {name!r} of its tables, came {came}"
         )

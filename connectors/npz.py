@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -134,9 +135,12 @@ def _open_member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
             raise SourceError(
                 f"Expected a NumPy array of version 1.0 in {where}, came {version}.", where=where
             )
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(
-            stream, max_header_size=_HEADER_BYTES
-        )
+        try:
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(
+                stream, max_header_size=_HEADER_BYTES
+            )
+        except (tokenize.TokenError, SyntaxError, RecursionError, MemoryError) as error:
+            raise ValueError("a header that is no dictionary") from error  # of a few kB
         header = stream.tell()
     if dtype.kind not in _NUMBERS or dtype.itemsize > 8 or (is_fortran and len(shape) > 1):
         came = "columns first" if is_fortran and dtype.kind in _NUMBERS else f"dtype {dtype}"

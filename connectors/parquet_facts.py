@@ -38,10 +38,11 @@ def rows_by_id(table: pa.Table, where: str) -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {}
     for row in table.to_pylist():
         name = row[ID]
-        if name in found or isinstance(name, bool) or not isinstance(name, int | str):
+        is_id = isinstance(name, int | str) and not isinstance(name, bool)
+        if not is_id or name in found:
             raise SourceError(
                 f"Expected one row per episode in {where}, with a number or text as {ID}, came "
-                f"{name!r}{' twice' if name in found else ''}.",
+                f"{str(name)[:80]!r}{' twice' if is_id else ''}.",
                 where=where,
             )
         kept = {key: value for key, value in row.items() if value is not None}

@@ -22,6 +22,7 @@ import math
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ _METADATA_BYTES = 4 * 2**20
 _FILES = 4_000_000
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DEFLATE_RATIO = 1032
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
 class UnreadableError(SourceError):
@@ -94,7 +96,7 @@ class ZarrFiles:
             with self._archive.open(name) if self._archive else self._open(name) as file:
                 file.seek(start)
                 return file.read(length)
-        except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
+        except (*_DAMAGE, OSError, ValueError, RuntimeError) as error:
             raise UnreadableError(
                 f"Expected {name} in {self.where}, it cannot be read: {error}.", where=self.where
             ) from error

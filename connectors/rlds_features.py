@@ -204,7 +204,9 @@ def _leaf(kind: str, content: Mapping[str, Any], path: str, length: int | None) 
 def _picture(
     content: Mapping[str, Any], path: str, shape: tuple[int, ...], *, is_list: bool
 ) -> Leaf | str:
-    dtype = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4"}.get(content.get("dtype") or "uint8")
+    dtype = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4"}.get(
+        str(content.get("dtype") or "uint8")
+    )
     picture = content.get("encodingFormat") or content.get("encoding_format") or ""
     if dtype is None or len(shape) != 3 or shape[2] not in (1, 2, 3, 4) or is_list:
         return f"a picture of {list(shape)} {content.get('dtype')}"

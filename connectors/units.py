@@ -11,9 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from connectors.base import UNIT_STEPS
+from schemas.errors import SourceError
 
 UNIT_BYTES = 256 * 2**20
 """Bytes of observations and actions that one unit should hold at most (images fill it first)."""
+_MOST_STEPS = 2**40
+"""Far more than any disk holds; a claim beyond it is none to count with."""
 
 
 def plan_units(
@@ -24,7 +27,15 @@ def plan_units(
     Args:
         lengths: steps of each episode.
         step_bytes: bytes of one step, where known.
+
+    Raises:
+        SourceError: for a length that no episode can have.
     """
+    if any(not 0 <= length <= _MOST_STEPS for length in lengths):
+        raise SourceError(
+            f"Expected episodes of at most {_MOST_STEPS:,} steps, one claims "
+            f"{max(lengths, key=abs):,}."
+        )
     most = min(UNIT_STEPS, max(1, UNIT_BYTES // max(1, step_bytes)))
     before = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
     units = []
