@@ -31,8 +31,8 @@ class Problem:
     """One finding."""
 
     code: str
-    """`bad_commit gap missing_file bad_file bad_counts bad_tag changed_source`, or what is no damage:
-    `orphan dead_lease`."""
+    """`bad_commit gap missing_file bad_file bad_counts bad_tag changed_source`, or, which is no
+    damage, `orphan dead_lease`."""
     where: str
     message: str
     is_damage: bool = True

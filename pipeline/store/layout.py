@@ -24,13 +24,13 @@ DATA = (
     "shards",
     "tails",
     "media",
-    "links",
     "episodes",
     "overlays",
     "selections",
     "steps",
     "sources",
     "quarantine",
+    "links",
 )
 """Folders of immutable files that only commits make visible."""
 

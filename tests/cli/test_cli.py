@@ -170,7 +170,8 @@ def test_maintenance_commands(loaded, tmp_path, penstock):
     ids = [row["episode_id"] for row in as_json(penstock("episodes", loaded, "--json"))["episodes"]]
     (tmp_path / "ids.txt").write_text(ids[0])
     assert as_json(penstock("erase", loaded, "--ids", tmp_path / "ids.txt", "--json")) == {
-        "episodes": 1
+        "episodes": 1,
+        "linked_sources": [],
     }
     assert penstock("gc", loaded, "--erase", "--grace", "0s", "--json")[0] == 0
     assert as_json(penstock("show", loaded, "--json"))["episodes"] == 5
