@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from pipeline.store import encoded
+from pipeline.store.zarr_files import ArrayKind, Codec, add_array, group_file, pays
 from schemas.arrow import (
     layout_from_json,
     layout_to_json,
@@ -51,6 +51,9 @@ MIN_CHUNK_BYTES = 64 << 10
 IMAGE_SHARD_ROWS = 2_048
 IMAGE_CHUNK_ROWS = 16
 MAX_CHUNK_BYTES = 8 << 20
+MIN_SAVING = 0.25
+"""Images that Zstd would make smaller by less are kept as they are: it works on them for five times
+as long as all else that is done to them."""
 MAX_NAME_BYTES = 160
 """Of a folder's name; file systems end at 255."""
 SLASH = "%2F"
@@ -91,34 +94,16 @@ def check(file: DataFile, data: bytes) -> bytes:
 
 def encode_shard(rows: Mapping[str, Rows], layout: RowLayout) -> dict[str, bytes]:
     """Returns the files of a Zarr v3 group by their keys relative to it."""
-    files: dict[str, Any] = {}
-    store = MemoryStore(files)
-    attributes = {"penstock": layout_to_json(layout)}
-    group = zarr.create_group(store, attributes=attributes, zarr_format=3)
+    files = {"zarr.json": group_file({"penstock": layout_to_json(layout)})}
     paths = node_paths(layout.fields)
     for name, field in layout.fields.items():
         mine = rows[name]
         told = {"field": name, **_padding_note(name, field, layout)}
         if isinstance(mine, Packed | Video):
-            encoded.write_encoded(group, paths[name], mine, told)
-            continue
-        chunk, shard = _chunking(field, len(mine))
-        inner = tuple(max(size, 1) for size in field.shape)
-        array = group.create_array(
-            paths[name],
-            shape=(len(mine), *field.shape),
-            dtype=field.numpy_dtype,
-            chunks=(chunk, *inner),
-            shards=(shard, *inner),
-            compressors=_compressors(field),
-            fill_value=0,
-            chunk_key_encoding={"name": "default", "separator": "."},
-            dimension_names=("row", *(f"{name}_{axis}" for axis in range(len(field.shape)))),
-            attributes=told,
-            config={"write_empty_chunks": True},
-        )
-        array[...] = mine
-    return {key: buffer.to_bytes() for key, buffer in files.items()}
+            encoded.add_encoded(files, paths[name], mine, told)
+        else:
+            add_array(files, paths[name], mine, _kind(name, field, mine), told)
+    return files
 
 
 def decode_shard(
@@ -315,15 +300,28 @@ def _chunking(field: FieldSpec, rows: int) -> tuple[int, int]:
     return chunk, min(shard, needed)
 
 
-def _compressors(field: FieldSpec) -> list[Any]:
-    # Blosc hides repeats between frames from the compressor: plain Zstd packs images twice as well.
-    if _is_image(field):
-        return [ZstdCodec(level=1), Crc32cCodec()]
-    size = field.numpy_dtype.itemsize
-    blosc = BloscCodec(
-        cname="lz4", clevel=5, shuffle="shuffle" if size > 1 else "noshuffle", typesize=size
+def _kind(name: str, field: FieldSpec, rows: np.ndarray) -> ArrayKind:
+    """How a field's rows are kept."""
+    chunk, shard = _chunking(field, len(rows))
+    return ArrayKind(
+        dtype=field.dtype,
+        shape=field.shape,
+        chunk=chunk,
+        shard=shard,
+        codec=_codec(field, rows, chunk),
+        dimensions=("row", *(f"{name}_{axis}" for axis in range(len(field.shape)))),
     )
-    return [blosc, Crc32cCodec()]
+
+
+def _codec(field: FieldSpec, rows: np.ndarray, chunk: int) -> Codec:
+    """What the rows are compressed with; pictures full of noise are not.
+
+    Blosc hides repeats between frames from the compressor: plain Zstd packs images twice as well.
+    """
+    if not _is_image(field):
+        return Codec("lz4", itemsize=field.numpy_dtype.itemsize)
+    zstd = Codec("zstd", level=1)
+    return zstd if pays(rows, zstd, chunk, MIN_SAVING) else Codec("none")
 
 
 def _padding_note(name: str, field: FieldSpec, layout: RowLayout) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from pipeline.store.zarr_files import ArrayKind, Codec, add_array, add_group
 from schemas.errors import DamagedStoreError
 from schemas.packed import FindMedia, Packed, Video
 from schemas.spec import FieldSpec
@@ -23,13 +23,13 @@ DATA_CHUNK_BYTES = 4 << 20
 """Each chunk is a file of its own: one episode is read without the rest of its shard."""
 
 
-def write_encoded(
-    group: zarr.Group, path: str, rows: Packed | Video, attributes: Mapping[str, Any]
+def add_encoded(
+    files: dict[str, bytes], path: str, rows: Packed | Video, attributes: Mapping[str, Any]
 ) -> None:
-    """Writes the rows of one encoded field as a group.
+    """Adds the rows of one encoded field as a group.
 
     Args:
-        group: of the shard.
+        files: of the shard, by key; added to.
         path: the field's place in it.
         rows: of the whole block.
         attributes: what the group says besides.
@@ -38,17 +38,23 @@ def write_encoded(
     told = {**attributes, "encoding": spec.encoding, "dtype": spec.dtype, "shape": spec.shape}
     if isinstance(rows, Video):
         told["media"] = [media.sha256 for media in rows.media]
-    node = group.create_group(path, attributes=told)
+    add_group(files, path, told)
+
+    def add(name: str, values: np.ndarray, chunk: int, codec: Codec) -> None:
+        dimension = "byte" if name == "data" else "row"
+        kind = ArrayKind(values.dtype.str, (), max(chunk, 1), None, codec, (dimension,))
+        add_array(files, f"{path}/{name}", values, kind)
+
     if isinstance(rows, Video):
-        _create(node, "media", rows.index, len(rows), [_fast(4), Crc32cCodec()])
-        _create(node, "timestamp", rows.timestamps, len(rows), [_fast(8), Crc32cCodec()])
+        add("media", rows.index, len(rows), Codec("lz4", itemsize=4))
+        add("timestamp", rows.timestamps, len(rows), Codec("lz4", itemsize=8))
         return
-    _create(node, "offsets", rows.offsets, len(rows.offsets), [_fast(8), Crc32cCodec()])
+    add("offsets", rows.offsets, len(rows.offsets), Codec("lz4", itemsize=8))
     # A chunk at the end is filled up to the size of all: equal ones waste a few bytes at most.
     pieces = -(-max(rows.nbytes, 1) // DATA_CHUNK_BYTES)
     # Pictures are compressed already.
-    codecs = [Crc32cCodec()] if spec.encoding == "frames" else [ZstdCodec(level=3), Crc32cCodec()]
-    _create(node, "data", rows.data, -(-rows.nbytes // pieces), codecs)
+    codec = Codec("none") if spec.encoding == "frames" else Codec("zstd", level=3)
+    add("data", rows.data, -(-rows.nbytes // pieces), codec)
 
 
 def parts_of(field: FieldSpec) -> tuple[str, ...]:
@@ -84,25 +90,6 @@ def read_packed(group: zarr.Group, path: str, field: FieldSpec, offsets: np.ndar
     """Returns the rows that some offsets bound, their chunks being at hand."""
     data = _array(_group(group, path), "data", slice(int(offsets[0]), int(offsets[-1])))
     return Packed(field, offsets - offsets[0], data)
-
-
-def _create(node: zarr.Group, name: str, values: np.ndarray, chunk: int, codecs: list[Any]) -> None:
-    array = node.create_array(
-        name,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=(max(chunk, 1),),
-        compressors=codecs,
-        fill_value=0,
-        chunk_key_encoding={"name": "default", "separator": "."},
-        dimension_names=("byte",) if name == "data" else ("row",),
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values
-
-
-def _fast(size: int) -> BloscCodec:
-    return BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=size)
 
 
 def _chunk_keys(node: zarr.Group, path: str, start: int, stop: int) -> Iterator[str]:
