@@ -52,7 +52,7 @@ class Listing:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Dataset-level facts worth keeping with the commit, as plain JSON values."""
     guesses: tuple[str, ...] = ()
-    """What the reader had to guess, in words."""
+    """What the reader had to guess, in words; each is one that `Source.guesses` declares."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ Aspect = Literal[
     "texts",
     "ragged",
     "specs",
+    "order",
     "ids",
 ]
 """What of an episode a format may fail to hold: a fact or field of its own name, or
@@ -107,6 +108,7 @@ Aspect = Literal[
 *   `pixels`: pictures come back changed within a stated bound;
 *   `pictures`, `videos`, `texts`, `ragged`: observations of that encoding, in any form;
 *   `specs`: episodes of different fields in one dataset;
+*   `order`: episodes come back in another order;
 *   `ids`: native episode ids.
 """
 
@@ -130,7 +132,14 @@ class Loss:
 
 
 class Source(Protocol):
-    """A readable format. Stateless: a class with two static functions would do."""
+    """A readable format. Stateless: a class with three static functions would do."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Declares what the reader may have to guess, in words; `{names}` stand for what is found.
+
+        A listing says which of them were needed (`Listing.guesses`).
+        """
+        ...
 
     def discover(self, where: str) -> Listing:
         """Lists a dataset without reading its rows.
@@ -151,6 +160,13 @@ class Sink(Protocol):
 
     def losses(self) -> tuple[Loss, ...]:
         """Declares what the format cannot hold; all that differs after write and read."""
+        ...
+
+    def options(self) -> Mapping[str, str]:
+        """Declares the names of the metadata that `write` uses, and what for.
+
+        `*` stands for any name.
+        """
         ...
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:

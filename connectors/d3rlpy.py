@@ -29,6 +29,9 @@ from schemas.episode import Episode
 from schemas.errors import EpisodeError, SourceError
 
 VERSION = "2.1"
+_CUT_OFF = "an episode that is not terminated was cut off; final observations are missing"
+_RUNS_ON = "no episode_terminals: one that was cut off runs into the next"
+_STOPS = "the rows after the last end are kept as an episode that merely stops"
 _COLUMNS = ("observations", "actions", "rewards", "terminated")
 _FLAT = ("observations", "actions", "rewards", "terminals")
 _MOST_PARTS = 256
@@ -37,6 +40,10 @@ _MOST_PARTS = 256
 
 class D3rlpySource:
     """d3rlpy's HDF5 layouts as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return (_CUT_OFF, _RUNS_ON, _STOPS)
 
     def discover(self, where: str) -> Listing:
         """Reads the lengths of episodes (see `connectors.base.Source`)."""
@@ -82,9 +89,6 @@ class D3rlpySource:
                 except UnreadableError as error:
                     damage = EpisodeError(error.message, code="unreadable", where=key)
                     yield Found(key, position, None, None, damage)
-
-
-_CUT_OFF = "an episode that is not terminated was cut off; final observations are missing"
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,9 @@ class _Flat:
         """In words."""
         said = [_CUT_OFF]
         if not self.has_ends:
-            said.append("no episode_terminals: one that was cut off runs into the next")
+            said.append(_RUNS_ON)
         if self.stops:
-            said.append("the rows after the last end are kept as an episode that merely stops")
+            said.append(_STOPS)
         return tuple(said)
 
     def read(self, index: int) -> dict[str, Any]:

@@ -33,12 +33,24 @@ from connectors.units import plan_units
 from schemas.episode import Episode, FinalObservation
 from schemas.errors import EpisodeError, SourceError
 
+_GUESSES = {
+    "jumps": "no timeouts: an episode is cut off where next_observations is not the row after",
+    "no_timeouts": "no timeouts: episodes end at terminals only; one that was cut off runs into "
+    "the next",
+    "stops": "the rows after the last end are kept as an episode that merely stops",
+    "no_final": "no next_observations: final observations are missing",
+    "left_out": "infos that are not numbers are left out: {names}",
+}
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = ("timeouts", "next_observations")
 
 
 class D4rlSource:
     """D4RL's HDF5 layout as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return tuple(_GUESSES.values())
 
     def discover(self, where: str) -> Listing:
         """Finds the episodes from the end flags alone (see `connectors.base.Source`)."""
@@ -197,20 +209,15 @@ def _episode_ends(table: _Table) -> np.ndarray:
 def _guesses(table: _Table, ends: np.ndarray) -> tuple[str, ...]:
     said = []
     if "timeouts" not in table.arrays:
-        said.append(
-            "no timeouts: an episode is cut off where next_observations is not the row after"
-            if "next_observations" in table.arrays
-            else "no timeouts: episodes end at terminals only; one that was cut off runs into "
-            "the next"
-        )
+        said.append(_GUESSES["jumps" if "next_observations" in table.arrays else "no_timeouts"])
     if len(ends):
         last = slice(int(ends[-1]) - 1, int(ends[-1]))
         if not any(flag.any() for flag in _read_flags(table, last.start, last.stop)):
-            said.append("the rows after the last end are kept as an episode that merely stops")
+            said.append(_GUESSES["stops"])
     if "next_observations" not in table.arrays:
-        said.append("no next_observations: final observations are missing")
+        said.append(_GUESSES["no_final"])
     if table.left_out:
-        said.append(f"infos that are not numbers are left out: {', '.join(table.left_out)}")
+        said.append(_GUESSES["left_out"].format(names=", ".join(table.left_out)))
     return tuple(said)
 
 

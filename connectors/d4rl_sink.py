@@ -51,6 +51,10 @@ class D4rlSink:
             Loss("specs", "episodes of different fields", refused=True),
         )
 
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {"*": "kept as `metadata/<name>`: numbers and texts"}
+
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one file; see `connectors.base.Sink`."""
         with new_dataset(where) as draft, h5py.File(draft, "w") as file:

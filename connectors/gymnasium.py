@@ -125,8 +125,15 @@ def random_policy(space: Any) -> Policy:
     return act
 
 
+_STEPS = "steps are the most that the episodes can have"
+
+
 class GymnasiumSource:
     """A registered environment under random actions, as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return (_STEPS,)
 
     def discover(self, where: str) -> Listing:
         """Checks the environment; nothing is simulated yet (see `connectors.base.Source`)."""
@@ -147,7 +154,7 @@ class GymnasiumSource:
             steps=longest * count,
             fingerprint=f"{name}-{count}-{seed}-gymnasium-{gymnasium.__version__}",
             metadata={"environment": name, "seed": seed, "gymnasium": gymnasium.__version__},
-            guesses=("steps are the most that the episodes can have",),
+            guesses=self.guesses(),
         )
 
     def read(self, unit: Unit) -> Iterator[Found]:

@@ -50,11 +50,21 @@ from schemas.errors import EpisodeError, SourceError
 from schemas.packed import Packed, Rows
 
 _KEPT_INFO = ("codebase_version", "robot_type", "fps", "features", "splits")
+_GUESSES = {
+    "no_done": "no next.done: episodes end neither terminated nor truncated",
+    "no_truncated": "no next.truncated: every next.done is taken as terminated",
+    "left_out": "left out, of a dtype that an episode cannot hold: {names}",
+    "no_span": "splits that are no span of episodes are left out",
+}
 _CHECKS = ("timestamp", "frame_index", "index", "task_index")
 
 
 class LerobotSource:
     """LeRobot datasets as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return tuple(_GUESSES.values())
 
     def discover(self, where: str) -> Listing:
         """Reads the tables in `meta` (see `connectors.base.Source`)."""
@@ -262,12 +272,12 @@ def _guesses(dataset: Dataset) -> tuple[str, ...]:
     features = dataset.features
     said = []
     if "next.done" not in features and "next.terminated" not in features:
-        said.append("no next.done: episodes end neither terminated nor truncated")
+        said.append(_GUESSES["no_done"])
     elif "next.truncated" not in features:
-        said.append("no next.truncated: every next.done is taken as terminated")
+        said.append(_GUESSES["no_truncated"])
     left_out = [f.name for f in features.values() if not f.is_held]
     if left_out:
-        said.append(f"left out, of a dtype that an episode cannot hold: {', '.join(left_out)}")
+        said.append(_GUESSES["left_out"].format(names=", ".join(left_out)))
     if len(splits_of(dataset.info)) < len(dataset.info.get("splits") or ()):
-        said.append("splits that are no span of episodes are left out")
+        said.append(_GUESSES["no_span"])
     return tuple(said)

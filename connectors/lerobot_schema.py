@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from connectors.lerobot_encode import can_encode
 from connectors.lerobot_features import REWARD, names_of
 from schemas.errors import missing_extra
 from schemas.packed import Packed, Rows, spec_of
@@ -99,14 +100,14 @@ def column_of(name: str, rows: Rows, *, is_video: bool = False) -> Column | None
     Args:
         name: of the feature.
         rows: of any length.
-        is_video: write pictures as a video.
+        is_video: write pictures as a video, where one can hold them.
     """
     spec = spec_of(rows)
     if spec.encoding == "text":
         return Column(name, "text", "string", (1,))
     if any(size < 1 for size in spec.shape) or spec.encoding == "ragged":
         return None
-    if spec.encoding == "video" or (is_video and is_picture(spec)):
+    if spec.encoding == "video" or (is_video and is_picture(spec) and can_encode(rows)):
         return Column(name, "video", "video", spec.shape)
     if is_picture(spec):
         shape = spec.shape if len(spec.shape) == 3 else (*spec.shape, 1)

@@ -74,15 +74,23 @@ class LerobotSink:
                 f"frames of videos that are not written as a whole file, and of pictures with "
                 f"use_videos, are encoded anew; each keeps {PSNR:g} dB",
             ),
+            Loss("ragged", "observations of ragged arrays", refused=True),
+            Loss("fps", "episodes of different rates", refused=True),
+            Loss("specs", "episodes of different fields", refused=True),
         )
 
-    def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
-        """Writes one dataset folder; see `connectors.base.Sink`.
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {
+            "codebase_version": "v3.0 (the default) or v2.1",
+            "fps": f"where no episode states it; by default {DEFAULT_FPS:g}",
+            "use_videos": "true: colour pictures with even sides become MP4",
+            "robot_type": "as stated",
+            "features": "the names of each feature's values, as stated",
+        }
 
-        Of the metadata, `codebase_version` (`v3.0` or `v2.1`), `fps` and `use_videos` (pictures as
-        MP4 instead of PNG) say how to write; `robot_type` and the `names` in `features` are taken
-        over; all others are left out.
-        """
+    def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
+        """Writes one dataset folder; see `connectors.base.Sink`."""
         version = metadata.get("codebase_version", V30)
         if version not in VERSIONS:
             raise UsageError(

@@ -36,11 +36,16 @@ _STRUCTURAL = (
     "rewards_max",
     "rewards_min",
 )
+_JPEG = "images were stored as JPEG: they have lost detail"
 _COUNTS = ("total_episodes", "total_steps", "dataset_size", "dataset_id")
 
 
 class MinariSource:
     """Minari datasets as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return (_JPEG,)
 
     def discover(self, where: str) -> Listing:
         """Reads the metadata and the lengths of episodes (see `connectors.base.Source`)."""
@@ -121,7 +126,7 @@ def _guesses(dataset: Dataset) -> tuple[str, ...]:
     said = []
     spaces = (dataset.observation_space, dataset.action_space)
     if dataset.is_jpeg and any(leaf.is_image for s in spaces if s for _, leaf in leaves(s, "")):
-        said.append("images were stored as JPEG: they have lost detail")
+        said.append(_JPEG)
     return tuple(said)
 
 

@@ -61,8 +61,19 @@ class MinariSink:
             Loss("ragged", "ragged observations", refused=True),
             Loss("rewards", "episodes without rewards", refused=True),
             Loss("actions", "episodes without actions", refused=True),
+            Loss("final_observation", "episodes of one step without one", refused=True),
             Loss("specs", "episodes of different fields", refused=True),
         )
+
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {
+            "data_format": "storage: hdf5 (the default), arrow or parquet",
+            "dataset_id": "the dataset's id; by default its place says it",
+            "observation_space": "where it fits the observations; else an unbounded box",
+            "action_space": "where it fits the actions; else an unbounded box",
+            **dict.fromkeys((*_TEXTS, *_LISTS, *_SCORES), "Minari's own description, as stated"),
+        }
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one dataset folder; see `connectors.base.Sink`.

@@ -41,6 +41,10 @@ _GUESSES = (
 class OgbenchSource:
     """OGBench's .npz layout as a source."""
 
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return _GUESSES
+
     def discover(self, where: str) -> Listing:
         """Finds the trajectories from `terminals` alone (see `connectors.base.Source`)."""
         arrays = _open(where)

@@ -48,8 +48,13 @@ class OgbenchSink:
             Loss("encodings", "pictures and videos are written decoded"),
             Loss("names", "several observation or action arrays", refused=True),
             Loss("actions", "episodes without actions", refused=True),
+            Loss("final_observation", "episodes of one step without one", refused=True),
             Loss("specs", "episodes of different fields", refused=True),
         )
+
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {}
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one file; see `connectors.base.Sink`. No metadata has a place in it."""

@@ -46,9 +46,21 @@ from schemas.episode import Episode, FinalObservation
 from schemas.errors import EpisodeError, SourceError
 from schemas.packed import Packed, Rows, join, spec_of
 
+_GUESSES = {
+    **{flag: f"no {flag}: no step is" for flag in FLAGS},
+    "no_final": "no next_observation: final observations are missing",
+    "no_action": "no action: actions are unknown",
+    "no_reward": "no reward: rewards are unknown",
+    "left_out": "columns that are no field's are left out: {names}",
+}
+
 
 class ParquetSource:
     """Tables of steps as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return tuple(_GUESSES.values())
 
     def discover(self, where: str) -> Listing:
         """Finds the episodes from `episode_id` alone (see `connectors.base.Source`)."""
@@ -205,15 +217,15 @@ def _groups(places: Iterable[_Place]) -> list[tuple[int, int]]:
 def _guesses(dataset: _Dataset) -> tuple[str, ...]:
     roles = {column.role for column in dataset.columns}
     fields = {column.field for column in dataset.columns}
-    said = [f"no {flag}: no step is" for flag in FLAGS if flag not in fields]
+    said = [_GUESSES[flag] for flag in FLAGS if flag not in fields]
     if not any(c.role == "next" and c.field.startswith("observations") for c in dataset.columns):
-        said.append("no next_observation: final observations are missing")
+        said.append(_GUESSES["no_final"])
     if "action" not in roles:
-        said.append("no action: actions are unknown")
+        said.append(_GUESSES["no_action"])
     if "reward" not in roles:
-        said.append("no reward: rewards are unknown")
+        said.append(_GUESSES["no_reward"])
     if dataset.left_out:
-        said.append(f"columns that are no field's are left out: {', '.join(dataset.left_out)}")
+        said.append(_GUESSES["left_out"].format(names=", ".join(dataset.left_out)))
     return tuple(said)
 
 
@@ -268,7 +280,8 @@ def _episode(rows: _Steps) -> Episode:
     extras = {n.removeprefix("extras/"): a for n, a in arrays.items() if n.startswith("extras/")}
     facts = stated(told)
     has_task = any(column.name == "task" for column in rows.dataset.columns)
-    task = facts.get("task") or (_constant_text(extras) if has_task else None)
+    if has_task and "task" not in facts:
+        facts["task"] = _constant_text(extras)
     nothing = np.zeros(len(rows.steps), bool)
     return Episode(
         **{
@@ -282,7 +295,6 @@ def _episode(rows: _Steps) -> Episode:
             "source": rows.dataset.where,
             "source_key": rows.key,
             **facts,
-            "task": task,
         }
     )
 

@@ -50,6 +50,10 @@ class ParquetSink:
             Loss("specs", "episodes of different fields", refused=True),
         )
 
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {}
+
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one folder; see `connectors.base.Sink`. No metadata has a place in it."""
         with new_dataset(where) as draft:

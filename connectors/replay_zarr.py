@@ -34,10 +34,15 @@ _GUESSES = (
     "episode ends do not say why: no step is terminated or truncated",
     "one observation per step: final observations are missing",
 )
+_NO_REWARDS = "no rewards: they are unknown"
 
 
 class ReplayZarrSource:
     """A replay buffer in Zarr as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return (*_GUESSES, _NO_REWARDS)
 
     def discover(self, where: str) -> Listing:
         """Finds the episodes from `meta/episode_ends` (see `connectors.base.Source`)."""
@@ -60,7 +65,7 @@ class ReplayZarrSource:
             )
             for start, stop, steps in plan_units(ends - starts, row_bytes)
         )
-        absent = () if any(key in data for key in _REWARDS) else ("no rewards: they are unknown",)
+        absent = () if any(key in data for key in _REWARDS) else (_NO_REWARDS,)
         return Listing(
             format="replay_zarr",
             where=where,

@@ -55,6 +55,13 @@ class ReplayZarrSink:
             Loss("specs", "episodes of different fields", refused=True),
         )
 
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {
+            "zarr_format": "2 (the default) or 3",
+            "zip": "true: one zip file, as where the place ends in .zip",
+        }
+
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one buffer; see `connectors.base.Sink`."""
         zarr_format = metadata.get("zarr_format", 2)

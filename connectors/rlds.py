@@ -42,6 +42,15 @@ from connectors.units import plan_units
 from schemas.errors import EpisodeError, SourceError
 from schemas.packed import Rows
 
+_GUESSES = {
+    "real": f"{LAST_ACTION_KEY} is true: an action of the last steps looked at is not zero, so "
+    "last actions are real and no observation follows them (the convention of Open X-Embodiment)",
+    "padding": f"{LAST_ACTION_KEY} is false: the last actions looked at are all zero, so they are "
+    "padding and the last step is the final observation (the convention of RLDS)",
+    "cut_off": "an episode whose last step is not marked is_last was cut off there: truncated",
+    "sizes": "numbers of steps before reading are estimated from the sizes of records",
+    "pictures": "pictures of whole episodes are left out: {names}",
+}
 PROBED_RECORDS = 4096
 PROBED_BYTES = 32 * 2**20
 _MARGIN = 16
@@ -50,6 +59,10 @@ _MARGIN = 16
 
 class RldsSource:
     """RLDS in TFDS' file formats as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return tuple(_GUESSES.values())
 
     def discover(self, where: str) -> Listing:
         """Lists the records and settles the convention (see `connectors.base.Source`)."""
@@ -228,18 +241,11 @@ def _is_real(tail: Rows) -> bool:
 def _guesses(dataset: Dataset, probe: _Probe, episodes: int) -> tuple[str, ...]:
     said = []
     if not probe.is_stated:
-        why = (
-            "an action of the last steps looked at is not zero, so last actions are real and no "
-            "observation follows them (the convention of Open X-Embodiment)"
-            if probe.has_last_action
-            else "the last actions looked at are all zero, so they are padding and the last step "
-            "is the final observation (the convention of RLDS)"
-        )
-        said.append(f"{LAST_ACTION_KEY} is {str(probe.has_last_action).lower()}: {why}")
-    said.append("an episode whose last step is not marked is_last was cut off there: truncated")
+        said.append(_GUESSES["real" if probe.has_last_action else "padding"])
+    said.append(_GUESSES["cut_off"])
     if len(probe.rows) < episodes:
-        said.append("numbers of steps before reading are estimated from the sizes of records")
+        said.append(_GUESSES["sizes"])
     pictures = [n.path for n in dataset.leaves if n.kind == "image" and not n.is_step]
     if pictures:
-        said.append(f"pictures of whole episodes are left out: {', '.join(pictures)}")
+        said.append(_GUESSES["pictures"].format(names=", ".join(pictures)))
     return tuple(said)

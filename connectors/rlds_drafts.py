@@ -212,9 +212,16 @@ class Drafts:
         self._files[split].write(b"".join((_SIZES.pack(len(said), len(body)), said, body)))
 
     def _row_count(self, head: _Head) -> int:
-        is_open = self.has_last_action
-        ends_early = head.final_observation == "missing" and not head.is_terminated
-        return head.length if is_open or ends_early else head.length + 1
+        if self.has_last_action:
+            return head.length
+        if head.final_observation != "missing" or head.is_terminated:
+            return head.length + 1
+        if head.length < 2:
+            raise UsageError(
+                "Expected final observations in all episodes or in none, or two steps in one "
+                "without, came one of one step; one RLDS dataset cannot hold it."
+            )
+        return head.length
 
     def _resized(self, body: bytes, rows: int, length: int) -> bytes:
         """Steps of an episode without final observation, with as many rows as its record has."""

@@ -72,10 +72,10 @@ class RecordReader:
         is_terminated = _end(steps, key, length)
         last = np.arange(length) == length - 1
         extras = _extras(steps, self.dataset, length, is_terminated)
-        task = _task(steps, length) if facts.get("task") is None else None
-        if task is None:
+        task, is_stated = _task(steps, length), facts.get("task") is not None
+        if task is None or (task and is_stated):
             extras.update({_extra_name(n): r for n, r in steps.items() if n in LANGUAGE})
-        else:
+        elif not is_stated:
             facts["task"] = task or None
         rewards = steps.get(REWARD)
         is_reward = isinstance(rewards, np.ndarray) and rewards[:1].size == 1

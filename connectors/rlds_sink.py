@@ -56,6 +56,7 @@ class RldsSink:
         """Says what an RLDS dataset cannot hold (see `connectors.base.Sink`)."""
         return (
             Loss("ids", "records of a TensorFlow dataset have a split and a number"),
+            Loss("order", "episodes come back split by split"),
             Loss("labels", "only the label split is kept; an episode without one gets it"),
             Loss(
                 "truncated",
@@ -70,11 +71,24 @@ class RldsSink:
             Loss("extras", "the last of T+1 rows, where no episode has its final observation"),
             Loss("encodings", "raw pictures and videos come back as PNG"),
             Loss(
+                "final_observation",
+                "an episode of one step without one, where others have one",
+                refused=True,
+            ),
+            Loss(
                 "specs",
                 "all episodes of a dataset have the same features, extras among them",
                 refused=True,
             ),
         )
+
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {
+            "file_format": "array_record (the default) or tfrecord",
+            "description": "TFDS' own, as stated",
+            "citation": "TFDS' own, as stated",
+        }
 
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one dataset folder; see `connectors.base.Sink`.

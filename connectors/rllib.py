@@ -34,6 +34,10 @@ from schemas.errors import EpisodeError, NotFoundError, SourceError
 class RllibSource:
     """RLlib's Parquet layouts as a source."""
 
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return tuple(dict.fromkeys((*rllib_steps.GUESSES.values(), *rllib_items.GUESSES.values())))
+
     def discover(self, where: str) -> Listing:
         """Finds the episodes by their ids (see `connectors.base.Source`)."""
         root, files = _files(where)

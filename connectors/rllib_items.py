@@ -21,6 +21,12 @@ _NEEDED = ("id_", "t", "t_started", "observations", "actions", "rewards")
 _DEPTH = 8
 
 
+GUESSES = {
+    "infos": "infos are left out",
+    "doubles": "{number} episodes that were recorded twice are read once",
+}
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one recorded episode is."""
@@ -65,9 +71,9 @@ def find(root: Path, files: Sequence[Path]) -> FoundItems:
         lengths.append(max(0, state["t"] - state["t_started"]))
         largest = max(largest, len(message) // max(1, lengths[-1]))
         seen.setdefault(name, digest)
-    said = ["infos are left out"]
+    said = [GUESSES["infos"]]
     if doubles:
-        said.append(f"{doubles} episodes that were recorded twice are read once")
+        said.append(GUESSES["doubles"].format(number=doubles))
     return FoundItems(places, lengths, largest, said)
 
 

@@ -27,6 +27,16 @@ _SHAPE = b"ARROW:extension:metadata"
 _DEPTH = 8
 
 
+GUESSES = {
+    "infos": "infos are left out",
+    "no_id": "no eps_id: every row is an episode of one step, as in RLlib",
+    "no_t": "no t: the steps of an episode are in the order of rows and files",
+    "no_final": "no new_obs: final observations are missing",
+    "no_terminateds": "no terminateds: what is done was terminated",
+    "shape": "the shape of {name} is in a pickle: its rows are read flat",
+}
+
+
 @dataclass(frozen=True)
 class FoundSteps:
     """Which rows are which episode."""
@@ -165,18 +175,18 @@ def _step_bytes(files: Sequence[Path], rows: int) -> int:
 
 
 def _guesses(schema: pa.Schema) -> list[str]:
-    said = ["infos are left out"] if "infos" in schema.names else []
+    said = [GUESSES["infos"]] if "infos" in schema.names else []
     if "eps_id" not in schema.names:
-        said.append("no eps_id: every row is an episode of one step, as in RLlib")
+        said.append(GUESSES["no_id"])
     elif "t" not in schema.names:
-        said.append("no t: the steps of an episode are in the order of rows and files")
+        said.append(GUESSES["no_t"])
     if "new_obs" not in schema.names:
-        said.append("no new_obs: final observations are missing")
+        said.append(GUESSES["no_final"])
     if "terminateds" not in schema.names and "dones" in schema.names:
-        said.append("no terminateds: what is done was terminated")
+        said.append(GUESSES["no_terminateds"])
     for name in ("obs", "new_obs", "actions"):
         if name in schema.names and _stated_shape(schema.field(name)) == ():
-            said.append(f"the shape of {name} is in a pickle: its rows are read flat")
+            said.append(GUESSES["shape"].format(name=name))
     return said
 
 

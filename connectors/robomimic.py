@@ -50,6 +50,10 @@ _CHECKED_VALUES = 256
 class RobomimicSource:
     """robomimic's HDF5 layout as a source."""
 
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return _GUESSES
+
     def discover(self, where: str) -> Listing:
         """Lists the demonstrations and their lengths (see `connectors.base.Source`)."""
         path = Path(where)

@@ -69,6 +69,10 @@ class RobomimicSink:
             Loss("ragged", "observations of ragged arrays", refused=True),
         )
 
+    def options(self) -> Mapping[str, str]:
+        """Says which metadata it uses (see `connectors.base.Sink`)."""
+        return {"env_args": "the environment, as robomimic keeps it; a JSON object or its text"}
+
     def write(self, episodes: Iterable[Episode], where: str, metadata: Mapping[str, Any]) -> int:
         """Writes one file; see `connectors.base.Sink`."""
         masks: dict[str, list[str]] = {}

@@ -30,6 +30,14 @@ from connectors.units import plan_units
 from schemas.episode import Episode, FinalObservation
 from schemas.errors import EpisodeError, NotFoundError, SourceError
 
+_GUESSES = {
+    "no_terminated": "no terminated: what is done but not truncated was terminated",
+    "no_truncated": "no truncated: what is done but not terminated was cut off",
+    "stops": "the rows after the last end are kept as an episode that merely stops",
+    "full": "the buffer was full: its first episode may have lost its start",
+    "zeros": "a final observation of zeros only counts as missing",
+    "left_out": "pickles are left out: {names}",
+}
 FLAGS = ("terminated", "truncated", "done")
 _TRAJECTORIES = ("collector/traj_ids", "episode", "traj_ids")
 _BOOKKEEPING = (*FLAGS, "is_init", "index", "_weight", "priority")
@@ -37,6 +45,10 @@ _BOOKKEEPING = (*FLAGS, "is_init", "index", "_weight", "priority")
 
 class TorchrlSource:
     """TorchRL's memory maps as a source."""
+
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return tuple(_GUESSES.values())
 
     def discover(self, where: str) -> Listing:
         """Finds the episodes from the end flags (see `connectors.base.Source`)."""
@@ -272,16 +284,16 @@ def _guesses(buffer: _Buffer) -> tuple[str, ...]:
     said = []
     prefix = "" if buffer.is_flat else "next/"
     if f"{prefix}terminated" not in buffer.storage.maps:
-        said.append("no terminated: what is done but not truncated was terminated")
+        said.append(_GUESSES["no_terminated"])
     elif f"{prefix}truncated" not in buffer.storage.maps:
-        said.append("no truncated: what is done but not terminated was cut off")
+        said.append(_GUESSES["no_truncated"])
     if buffer.stops:
-        said.append("the rows after the last end are kept as an episode that merely stops")
+        said.append(_GUESSES["stops"])
     if buffer.cursor:
-        said.append("the buffer was full: its first episode may have lost its start")
-    said.append("a final observation of zeros only counts as missing")
+        said.append(_GUESSES["full"])
+    said.append(_GUESSES["zeros"])
     if buffer.storage.left_out:
-        said.append(f"pickles are left out: {', '.join(buffer.storage.left_out)}")
+        said.append(_GUESSES["left_out"].format(names=", ".join(buffer.storage.left_out)))
     return tuple(said)
 
 

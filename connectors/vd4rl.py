@@ -39,6 +39,10 @@ MOST_BYTES = 2**31
 class Vd4rlSource:
     """V-D4RL's npz layout as a source."""
 
+    def guesses(self) -> tuple[str, ...]:
+        """Says what may be guessed (see `connectors.base.Source`)."""
+        return _GUESSES
+
     def discover(self, where: str) -> Listing:
         """Reads the headers of all files (see `connectors.base.Source`)."""
         files = _files(where)

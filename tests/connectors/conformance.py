@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,13 +69,38 @@ def differences(one: Episode, two: Episode) -> set[str]:
     return found
 
 
+def matching(written: Sequence[Episode], came: Sequence[Episode]) -> list[int]:
+    """Returns the place of each written episode among those that came, by what they hold.
+
+    Where one came back as none of the others could, its own place is taken for it, so that
+    `differences` says what is wrong.
+    """
+    places: list[int] = []
+    for own, one in enumerate(written):
+        free = [at for at in range(len(came)) if at not in places]
+        near = sorted(free, key=lambda at: at != own)
+        places.append(next((at for at in near if _agree(one, came[at])), near[0]))
+    return places
+
+
+def _agree(one: Episode, two: Episode) -> bool:
+    try:
+        differences(one, two)
+    except AssertionError:
+        return False
+    return True
+
+
 def _group(root: str, one: Mapping[str, Rows], two: Mapping[str, Rows], rows: int) -> set[str]:
     if not one or not two:
         return {root} if bool(one) != bool(two) else set()
     if one.keys() == two.keys():
         pairs, found = [(one[name], two[name]) for name in one], set()
     elif len(one) == len(two):
-        pairs, found = list(zip(one.values(), two.values(), strict=True)), {"names"}
+        # Episodes keep their arrays by name, so only those renamed are in another place.
+        renamed = zip(_besides(one, two), _besides(two, one), strict=True)
+        names = {**{name: name for name in one}, **dict(renamed)}
+        pairs, found = [(one[name], two[names[name]]) for name in one], {"names"}
     else:
         dropped = {spec_of(one[name]).encoding for name in one.keys() - two.keys()}
         assert not two.keys() - one.keys(), f"{sorted(two)} came of {sorted(one)}"
@@ -85,6 +110,10 @@ def _group(root: str, one: Mapping[str, Rows], two: Mapping[str, Rows], rows: in
     for left, right in pairs:
         found |= _compare(left[:rows], right[:rows])
     return found
+
+
+def _besides(one: Mapping[str, Rows], two: Mapping[str, Rows]) -> list[str]:
+    return [name for name in one if name not in two]
 
 
 def _compare(one: Rows, two: Rows) -> set[str]:
@@ -368,6 +397,91 @@ def _at_rest() -> list[Episode]:
     return [_episode(156, observations=seen, final_observation="present")]
 
 
+def _sorted_out() -> list[Episode]:
+    """Labels of every kind, and two splits in turn."""
+    given: tuple[dict[str, Any], ...] = (
+        {"split": "val", "mask_better": True, "grade": 2},
+        {"split": "train", "mask_better": False, "grade": 1},
+        {"split": "val", "mask_better": True, "reviewer": "ann"},
+    )
+    return [_episode(170 + at, labels=labels) for at, labels in enumerate(given)]
+
+
+def _rates() -> list[Episode]:
+    return [_episode(180, fps=10.0), _episode(181, fps=20.0)]
+
+
+def _one_step() -> list[Episode]:
+    return [_episode(k, 1) for k in (185, 186)]
+
+
+def _one_step_without_final() -> list[Episode]:
+    return [_episode(187, 3), _episode(188, 1, final=False)]
+
+
+def _dtypes() -> list[Episode]:
+    """One array of every dtype, with what is special about it."""
+
+    def observed(k: int) -> dict[str, Any]:
+        rng = _rng(k)
+        whole = {
+            np.dtype(kind).name: rng.integers(0, 100, (7, 2)).astype(kind)
+            for kind in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+        }
+        special = np.array([[np.nan, np.inf], [-np.inf, -0.0], *rng.normal(size=(5, 2))])
+        real = {np.dtype(kind).name: special.astype(kind) for kind in ("f2", "f4", "f8")}
+        return {**whole, **real, "bool": rng.random((7, 2)) < 0.5, "scalar": rng.normal(size=7)}
+
+    return [_episode(k, observations=observed(k)) for k in (190, 191)]
+
+
+def _odd_names() -> list[Episode]:
+    names = ("joint.pos", "top view", "Größe", "a~b", "image")
+    return [
+        _episode(k, observations={name: _rng(k + at).normal(size=(7, 2)) for at, name in en})
+        for k, en in ((195, list(enumerate(names))), (196, list(enumerate(names))))
+    ]
+
+
+def _other_pictures() -> list[Episode]:
+    """Raw arrays that a picture format may take for pictures: small, grey, deep, in a row."""
+
+    def observed(k: int) -> dict[str, Any]:
+        frames = smooth_pictures(k, 7, 32)
+        return {
+            "tiny": frames[:, :5, :4],
+            "grey": frames[..., 0],
+            "one_channel": frames[..., :1],
+            "four_channels": np.concatenate([frames, frames[..., :1]], -1),
+            "channels_first": np.moveaxis(frames, -1, 1),
+            "depth": frames[..., :1].astype(np.uint16) * 200,
+            "stacked": np.stack([frames, frames], 1),
+        }
+
+    return [_episode(k, observations=observed(k)) for k in (200, 201)]
+
+
+def _depths() -> list[Episode]:
+    """Pictures of 16 bits as PNG, beside grey ones of 8."""
+
+    def rows(frames: np.ndarray, dtype: str) -> Packed:
+        buffers = [io.BytesIO() for _ in frames]
+        for frame, buffer in zip(frames, buffers, strict=True):
+            Image.fromarray(frame).save(buffer, "PNG")
+        spec = FieldSpec(dtype, frames.shape[1:], "frames")
+        return Packed.of(spec, [buffer.getvalue() for buffer in buffers])
+
+    def observed(k: int) -> dict[str, Any]:
+        grey = smooth_pictures(k, 7, 16)[..., 0]
+        return {"depth": rows(grey.astype(np.uint16) * 201, "<u2"), "grey": rows(grey, "|u1")}
+
+    return [_episode(k, observations=observed(k)) for k in (205, 206)]
+
+
+def _empty_texts() -> list[Episode]:
+    return [_episode(210, task=""), _episode(211, task="reach")]
+
+
 def _two_specs() -> list[Episode]:
     return [_episode(150), _episode(151, observations=_rng(151).normal(size=(7, 9)))]
 
@@ -397,5 +511,14 @@ CASES = (
     Case("videos", _videos, frozenset({"names", "pictures", "videos"})),
     Case("terminated_failures", _terminated_failures),
     Case("at_rest", _at_rest),
+    Case("sorted_out", _sorted_out),
+    Case("rates", _rates),
+    Case("one_step", _one_step),
+    Case("one_step_without_final", _one_step_without_final),
+    Case("dtypes", _dtypes, frozenset({"names"})),
+    Case("odd_names", _odd_names, frozenset({"names"})),
+    Case("other_pictures", _other_pictures, frozenset({"names"})),
+    Case("depths", _depths, frozenset({"names", "pictures"})),
+    Case("empty_texts", _empty_texts),
     Case("two_specs", _two_specs, frozenset({"specs"})),
 )
