@@ -3,8 +3,8 @@
 An Arrow file is memory-mapped and its buffers are used where they lie, so it can never become
 larger than it is, unless its record batches are compressed: then a few bytes may claim gigabytes.
 The writers we read from never compress them, so such batches are refused. A Parquet file is held
-to what its footer says it becomes: rows x width, at most 200 times the file, where that is more
-than 64 MiB. Every table is validated in full before anything reads it: Arrow trusts its own
+to what its footer and its pages say it becomes (`connectors.parquet_footer`): at most 200 times the
+file, where that is more than 64 MiB. Every table is validated in full before anything reads it: Arrow trusts its own
 offsets, and wrong ones end the process.
 """
 
@@ -19,11 +19,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from connectors.parquet_footer import claimed_bytes
 from schemas.errors import SourceError
 
 FREE_BYTES = 64 * 2**20
 RATIO = 200
-_PHYSICAL_BYTES = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8}
 _MAGIC, _END = b"ARROW1\0\0", b"ARROW1"
 # Slots of the flatbuffer tables in Arrow's format/Message.fbs.
 _MESSAGE_HEADER, _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 2, 3
@@ -138,7 +138,7 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         raise _damaged(path, error) from error
     with file:
         try:
-            claimed = _claimed_bytes(file)
+            claimed = _claimed_bytes(file, path)
             allowed = max(FREE_BYTES, RATIO * path.stat().st_size)
             _check_names(file.schema_arrow)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -173,17 +173,10 @@ def read_groups(
     return table
 
 
-def _claimed_bytes(file: pq.ParquetFile) -> int:
-    """Bytes that a file becomes when it is read, as its footer says: rows, values and pages."""
+def _claimed_bytes(file: pq.ParquetFile, path: Path) -> int:
+    """Bytes that a file becomes when it is read, as its footer and pages say."""
     width = sum(_width(field.type) for field in file.schema_arrow)
-    pages = values = 0
-    for index in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(index)
-        pages += group.total_byte_size
-        for at in range(group.num_columns):
-            column = group.column(at)
-            values += column.num_values * _PHYSICAL_BYTES.get(column.physical_type, 0)
-    return int(max(file.metadata.num_rows * width, values, pages))
+    return int(max(file.metadata.num_rows * width, claimed_bytes(path)))
 
 
 def _check_names(fields: pa.Schema | pa.DataType) -> None:
