@@ -3,8 +3,8 @@
 After the PMObstacle environment of Belkhale, Cui and Sadigh ("Data Quality in Imitation Learning",
 2023), written anew: the state is ego (2), target (2) and obstacle (2); the action is a velocity in
 [-1, 1]^2; the next ego is ego + 0.04 action + N(0, system^2). The scripted expert is a smooth
-function of the state: it heads for the target, and around the obstacle on the nearer side. Policy noise is
-N(0, policy^2) / 0.04 on its action, so that both noises move the ego alike.
+function of the state: it heads for the target, and around the obstacle on the nearer side. Policy
+noise is N(0, policy^2) / 0.04 on its action, so that both noises move the ego alike.
 """
 
 from __future__ import annotations
