@@ -34,9 +34,9 @@ from schemas.spec import FieldSpec
 CONNECTORS = "connectors.linked"
 KEEP_BYTES = 512 << 20
 """Decoded rows that a process keeps; one block is kept whatever its size."""
-LOOK_SECONDS = 0.001
+MANY_FILES = 100
 LOOK_SHARE = 20
-"""A look at a source's files that took longer than this holds for so many times as long."""
+"""A look at a source of more files holds for so many times as long as it took."""
 
 
 class Connectors(Protocol):
@@ -102,8 +102,8 @@ class _Looks:
         if began >= until:
             files = _connectors().files_of(where)
             now = time.monotonic()
-            took = now - began
-            self._last[where] = (now + LOOK_SHARE * took * (took > LOOK_SECONDS), files)
+            holds = LOOK_SHARE * (now - began) if len(files) > MANY_FILES else 0.0
+            self._last[where] = (now + holds, files)
         return files
 
     def clear(self) -> None:
