@@ -13,6 +13,7 @@ from pipeline.jobs.events import tell
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.report import IngestReport, joined
 from pipeline.jobs.sources import place_of
+from pipeline.store.leases import lease
 from pipeline.store.locks import lock
 from pipeline.store.store import open_store
 from schemas.errors import LockHeldError, PenstockError
@@ -108,7 +109,10 @@ def _part(
     listener: Listener | None,
 ) -> IngestReport:
     if ingest.plan(job, prepared):
-        report = engines.run(job, engine, listener, prepared)
+        with contextlib.ExitStack() as held:
+            if not job.dry_run:  # what a long job has written is not taken for garbage meanwhile
+                held.enter_context(lease(open_store(job.into).catalog.objects))
+            report = engines.run(job, engine, listener, prepared)
     else:
         report = workers.commit(job, prepared, [], reread=False)
     if not job.dry_run:

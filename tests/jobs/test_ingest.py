@@ -6,13 +6,16 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from pipeline.jobs import engines
+from pipeline.jobs import engines, runs
+from pipeline.jobs.report import IngestReport
 from pipeline.store.layout import new_id
+from pipeline.store.leases import leases
 from pipeline.store.store import open_store
 from schemas.errors import (
     NameTakenError,
@@ -253,3 +256,23 @@ def test_a_corrected_copy_under_the_same_id_is_a_conflict(shared_data, tmp_path)
     report = ingest(tmp_path / "s", copy.parent)
     assert (report.episodes_added, report.episodes_known, report.episodes_changed) == (0, 19, 1)
     assert report.reasons == {"id_conflict": 1}
+
+
+def test_a_running_job_holds_a_lease_that_it_gives_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(*arguments: Any) -> IngestReport:
+        seen.append(len(leases(open_store(tmp_path / "store").catalog.objects)))
+        return run_engine(*arguments)
+
+    run_engine = engines.run
+    monkeypatch.setattr(engines, "run", watched)
+    write_d4rl(tmp_path / "a.hdf5", [3, 4])
+    job = IngestJob(
+        sources=(str(tmp_path / "a.hdf5"),), into=str(tmp_path / "store"), run_id="leased"
+    )
+    runs.run(job)
+    assert seen == [1]
+    assert leases(open_store(tmp_path / "store").catalog.objects) == []
