@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -18,7 +19,9 @@ from schemas.identity import digest
 
 def read_all(source: Source, where: str) -> list[Found]:
     """Everything a source finds, in order."""
-    return [found for unit in source.discover(where).units for found in source.read(unit)]
+    listing = source.discover(where)
+    check_guesses(source, listing)
+    return [found for unit in listing.units for found in source.read(unit)]
 
 
 def healthy(source: Source, where: str) -> list[Episode]:
@@ -33,6 +36,7 @@ def check_source(source: Source, where: str) -> tuple[Listing, list[Found]]:
     listing = source.discover(where)
     assert listing == source.discover(where), "discovery is not a pure function of the files"
     assert listing.where == where
+    check_guesses(source, listing)
     _check_units(listing)
     found = [f for unit in listing.units for f in source.read(unit)]
     _check_found(listing, found)
@@ -48,6 +52,14 @@ def check_missing(source: Source, tmp_path: Path) -> None:
     """A dataset that is not there is said to be not there."""
     with pytest.raises(NotFoundError, match="nothing at"):
         source.discover(str(tmp_path / "absent"))
+
+
+def check_guesses(source: Source, listing: Listing) -> None:
+    """What a listing guesses is what its reader declares, word for word but for what it found."""
+    declared = [re.escape(text) for text in source.guesses()]
+    patterns = [re.sub(r"\\{\w+\\}", ".+", text) for text in declared]
+    for guess in listing.guesses:
+        assert any(re.fullmatch(pattern, guess) for pattern in patterns), f"undeclared: {guess}"
 
 
 def check_sink(
@@ -99,7 +111,6 @@ def _check_units(listing: Listing) -> None:
     assert position == listing.episodes
     assert sum(unit.steps for unit in listing.units) == listing.steps
     assert json.loads(json.dumps(listing.metadata)) == listing.metadata
-    assert all(isinstance(guess, str) for guess in listing.guesses)
 
 
 def _check_found(listing: Listing, found: list[Found]) -> None:

@@ -7,6 +7,8 @@ what a format declares must be seen to differ, or to be refused, somewhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from connectors.base import ABOUT, Aspect
 from schemas.episode import Episode
 from schemas.errors import UsageError
 from tests.connectors.conformance import CASES, Case, differences, matching
+from tests.connectors.contracts import check_guesses
 
 FORMATS = tuple(f.name for f in registry.FORMATS.values() if f.is_read and f.is_written)
 
@@ -44,7 +47,9 @@ def convert(
         assert not where.exists(), "a refused export left something"
         return None
     source = registry.source(name)
-    found = [f for unit in source.discover(str(where)).units for f in source.read(unit)]
+    listing = source.discover(str(where))
+    check_guesses(source, listing)
+    found = [f for unit in listing.units for f in source.read(unit)]
     assert [f.fault for f in found if f.fault] == []
     return [(f.native_id, f.episode) for f in found if f.episode is not None]
 
@@ -112,3 +117,36 @@ def test_every_declared_loss_is_real(tmp_path: Path, name: str) -> None:
             seen |= judge(name, case.make(), tmp_path / f"{at}{case.name}-v0", chosen)[0]
     declared = {(loss.aspect, loss.refused) for loss in registry.sink(name).losses()}
     assert declared == seen, f"never seen: {sorted(declared - seen)}"
+
+
+class Watched(Mapping[str, Any]):
+    """Metadata that remember what was asked for."""
+
+    def __init__(self, stated: Mapping[str, Any]) -> None:
+        self.stated = stated
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return self.stated[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked.add("*")
+        return iter(self.stated)
+
+    def __len__(self) -> int:
+        return len(self.stated)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_sink_uses_the_metadata_it_declares(tmp_path: Path, name: str) -> None:
+    sink = registry.sink(name)
+    asked = set()
+    for case in CASES:
+        if case.name in ("plain", "facts", "jpeg"):
+            watched = Watched({"use_videos": True})
+            with suppress(UsageError):
+                sink.write(iter(case.make()), str(tmp_path / f"{case.name}-v0"), watched)
+            asked |= {"*"} if "*" in watched.asked else watched.asked
+    assert asked == set(sink.options())
+    assert all(sink.options().values())
