@@ -78,12 +78,16 @@ class Part(Document):
 
 
 class Overlay(Document):
-    """Columns added later, keyed by episode id."""
+    """Columns added later, keyed by episode id: scores, labels, or arrays of one row per step."""
 
     file: DataFile
     score_set: str | None
+    """None for labels and arrays."""
     columns: tuple[str, ...]
     episodes: int
+    steps: Mapping[str, FieldDocument] = {}
+    """What one row of each column is, where a column holds an array per episode: its rows one
+    after the other, flat. No column of the episode table then."""
     without: tuple[DataFile, ...] = ()
     """Id indexes of episodes that it no longer speaks of: their content was replaced."""
 
@@ -131,6 +135,22 @@ class Derivation(Document):
     by: str | None = None
     exclude: tuple[str, ...] = ()
     unscored: Literal["keep", "drop"] | None = None
+    per: str | None = None
+    """The column within whose groups `top` counts."""
+    dedupe: bool = False
+    """Of several copies only the first stays."""
+    frames: str | None = None
+    """`START:STOP`, the steps of each episode that stay."""
+    balance: str | None = None
+    """The column of whose every value equally many episodes stay."""
+    each: int | None = None
+    """How many those are; None for as many as the rarest value has."""
+    seed: int = 0
+    """Of the draw that balances."""
+    thresholds: Mapping[str, Mapping[str, float | None]] = {}
+    """What each quantile within groups stood for, by group."""
+    dropped: Mapping[str, int] = {}
+    """How many episodes each step left out, in order."""
     score_sets: Mapping[str, str] = {}
     """Metric name to the score set that the filter saw."""
     episodes_before: int = 0
@@ -196,6 +216,15 @@ class Measure(Document):
     metrics: Mapping[str, MetricRecord]
 
 
+class Annotate(Document):
+    """Labels of episodes, or arrays of their steps, as overlay columns."""
+
+    op: Literal["annotate"] = "annotate"
+    overlays: tuple[Overlay, ...]
+    how: str = ""
+    """Where they came from, in words: a file, a rule."""
+
+
 class Reset(Document):
     """A jump to the state that the commit carries: a new branch, a curated version, a revert."""
 
@@ -228,7 +257,7 @@ class Close(Document):
 
 
 Operation = Annotated[
-    Append | Measure | Reset | Compact | Expire | Close, Field(discriminator="op")
+    Append | Measure | Annotate | Reset | Compact | Expire | Close, Field(discriminator="op")
 ]
 
 
@@ -298,6 +327,9 @@ def apply(state: State, operations: Iterable[Operation]) -> State:
                     "metrics": {**state.metrics, **operation.metrics},
                 }
             )
+        elif isinstance(operation, Annotate):
+            overlays = (*state.overlays, *operation.overlays)
+            state = state.model_copy(update={"overlays": overlays})
         elif isinstance(operation, Compact):
             parts = _compacted(state.parts, operation)
             state = state.model_copy(update={"parts": parts})

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store.catalog import Catalog
+from pipeline.store.step_arrays import StepArrays
+from pipeline.store.tables import frame_ranges
 from schemas.arrow import episode_from_rows
 from schemas.episode import Episode
 from schemas.errors import UnknownNameError, UsageError, suggest
@@ -58,7 +60,12 @@ def read_episodes(
 
 
 def field_array(
-    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str, raw: bool
+    catalog: Catalog,
+    blocks: Mapping[str, Block],
+    table: pa.Table,
+    name: str,
+    raw: bool,
+    instead: Instead | None = None,
 ) -> da.Array:
     """Returns one field of the table's episodes in order, one dask chunk per run of a block.
 
@@ -70,13 +77,14 @@ def field_array(
         blocks: the version's blocks by id.
         table: episode rows with their places.
         name: full field name.
-        raw: True for T+1 rows per episode, padding included.
+        raw: True for T+1 rows per episode, padding included; else only the steps that are kept.
+        instead: arrays by episode id that stand in for what blocks hold.
 
     Raises:
         UnknownNameError: if no block has the field.
         UsageError: if some kept episodes have it and others do not, or have it otherwise.
     """
-    field, runs = _runs(catalog, blocks, table, name, raw)
+    field, runs = _runs(catalog, blocks, table, name, raw, instead)
     kind, shape = (field.numpy_dtype, field.shape) if field.is_regular else (np.dtype(object), ())
     pieces = []
     for run in runs:
@@ -88,14 +96,45 @@ def field_array(
 
 
 def stored_field(
-    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str
+    catalog: Catalog,
+    blocks: Mapping[str, Block],
+    table: pa.Table,
+    name: str,
+    instead: Instead | None = None,
 ) -> Iterator[Rows]:
     """Yields the real entries of one field as they are stored, encoded or not, run by run.
 
     Args and errors are those of `field_array`.
     """
-    for run in _runs(catalog, blocks, table, name, raw=False)[1]:
+    for run in _runs(catalog, blocks, table, name, False, instead)[1]:
         yield _stored(catalog, run)
+
+
+Instead = Mapping[str, np.ndarray]
+"""Arrays of one row per step, by episode id."""
+
+
+def added_field(added: StepArrays, table: pa.Table, name: str, raw: bool) -> da.Array:
+    """Returns arrays that were added to all of the table's episodes, as one dask chunk.
+
+    Raises:
+        UsageError: if some episodes have none, or raw rows are asked for, which they have not.
+    """
+    names, lengths = table["episode_id"].to_pylist(), table["length"].to_pylist()
+    missing = sum(one not in added for one in names)
+    if missing or raw:
+        raise UsageError(
+            f"Expected {name!r} for every kept episode, came {missing} of {len(names)} without; "
+            f"annotate them too, or select the others first."
+            if missing
+            else f"Expected a field of the rows, came {name!r}, which was added to steps."
+        )
+    ranges = frame_ranges(table)
+    found = [added.of(one, length) for one, length in zip(names, lengths, strict=True)]
+    if ranges is not None:
+        found = [array[start:stop] for array, (start, stop) in zip(found, ranges, strict=True)]
+    empty = np.empty((0, *added.field.shape), added.field.numpy_dtype)
+    return da.from_array(np.concatenate([empty, *found]), chunks=-1)
 
 
 @dataclass(frozen=True)
@@ -106,15 +145,25 @@ class _Run:
     name: str
     starts: np.ndarray  # (E,) int64
     counts: np.ndarray  # (E,) int64
+    instead: tuple[np.ndarray | None, ...] = ()
+    """What stands in for the first rows of each episode, where something does."""
 
 
 def _runs(
-    catalog: Catalog, blocks: Mapping[str, Block], table: pa.Table, name: str, raw: bool
+    catalog: Catalog,
+    blocks: Mapping[str, Block],
+    table: pa.Table,
+    name: str,
+    raw: bool,
+    instead: Instead | None,
 ) -> tuple[FieldSpec, list[_Run]]:
     """Splits episodes into runs that lie in one block, and that fit in memory once decoded."""
     order = np.array(table["_block"].to_pylist(), dtype=object)
     starts, lengths = table["_row"].to_numpy(), table["length"].to_numpy()
     finals = np.array(table["final_observation"].to_pylist(), dtype=object)
+    ranges = None if raw else frame_ranges(table)
+    keep = np.stack([0 * lengths, lengths], axis=1) if ranges is None else ranges
+    names = table["episode_id"].to_pylist() if instead else []
     layouts = {block: catalog.block_layout(blocks[block]) for block in dict.fromkeys(order)}
     field = _field_of(layouts, name)
     if not len(order):
@@ -127,7 +176,12 @@ def _runs(
     for run in np.split(np.arange(len(order)), np.flatnonzero(is_cut) + 1):
         block = order[run[0]]
         padding = 0 if raw else _cut(name, layouts[block], finals[run])
-        found.append(_Run(blocks[block], name, starts[run], lengths[run] + 1 - padding))
+        if name.startswith("observations") and name not in FLAGS:  # missing only at the very end
+            padding = padding * (keep[run, 1] == lengths[run])
+        counts = keep[run, 1] - keep[run, 0] + 1 - padding
+        counts[(keep[run, 1] == keep[run, 0]) & (lengths[run] > 0)] = 0
+        others = tuple(_standing_in(instead, names[at], keep[at]) for at in run) if instead else ()
+        found.append(_Run(blocks[block], name, starts[run] + keep[run, 0], counts, others))
     return field, found
 
 
@@ -189,7 +243,19 @@ def _stored(catalog: Catalog, run: _Run) -> Rows:
     first, last = int(run.starts.min()), int((run.starts + run.counts).max())
     rows = catalog.read_block(run.block, [run.name], rows=slice(first, last))[run.name]
     spans = zip(run.starts - first, run.counts, strict=True)
-    return join([rows[start : start + count] for start, count in spans])
+    pieces = [rows[start : start + count] for start, count in spans]
+    for at, values in enumerate(run.instead):
+        if values is not None:
+            mine = np.array(pieces[at])
+            mine[: len(values)] = values
+            pieces[at] = mine
+    return join(pieces)
+
+
+def _standing_in(instead: Instead, episode_id: str, keep: np.ndarray) -> np.ndarray | None:
+    """Returns what stands in for an episode's kept steps."""
+    found = instead.get(episode_id)
+    return None if found is None else found[keep[0] : keep[1]]
 
 
 def _decoded(catalog: Catalog, run: _Run) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,15 @@ from schemas.errors import (
     UsageError,
 )
 from schemas.version import (
+    Annotate,
     Append,
     Commit,
     Derivation,
     Expire,
+    FieldDocument,
     Measure,
     Operation,
+    Overlay,
     Part,
     Reset,
     State,
@@ -43,6 +47,7 @@ def commit_selection(
     *,
     branch: str,
     message: str,
+    labels: pa.Table | None = None,
 ) -> Commit:
     """Commits the kept rows of a version as a new version that shares all its data.
 
@@ -53,10 +58,14 @@ def commit_selection(
         derivation: how they were chosen, for the record.
         branch: where to; new, or one whose next version this becomes.
         message: one line for the log.
+        labels: `episode_id` and columns that the new version says of its episodes besides.
     """
     layout.check_name(branch, "branch")
     check_free(catalog, branch, taken_by="tag")
     state = _select(catalog, catalog.refs.state(base), table, derivation)
+    if labels is not None:
+        overlays = (*state.overlays, write_overlay(catalog, labels))
+        state = state.model_copy(update={"overlays": overlays})
     head_now = catalog.refs.head(branch)
     continues = head_now is not None and head_now.id == base.id
 
@@ -93,7 +102,7 @@ def _puts_others(operation: Operation) -> bool:
     """True for what may change or take away episodes that were there."""
     if isinstance(operation, Append):
         return operation.replaced is not None
-    return not isinstance(operation, Measure)
+    return not isinstance(operation, Measure | Annotate)
 
 
 def create_branch(catalog: Catalog, base: Commit, branch: str) -> Commit:
@@ -275,6 +284,33 @@ def write_selection(catalog: Catalog, partial: list[tuple[Part, np.ndarray]]) ->
     data = parquet_bytes(table)
     catalog.objects.put({key: data})
     return blocks.data_file(key, data)
+
+
+def write_overlay(
+    catalog: Catalog,
+    table: pa.Table,
+    *,
+    score_set: str | None = None,
+    steps: Mapping[str, FieldDocument] | None = None,
+) -> Overlay:
+    """Writes columns by episode id, as no version shows them yet.
+
+    Args:
+        catalog: the store.
+        table: `episode_id` and the columns.
+        score_set: of scores.
+        steps: what a row of each column is, if they are arrays of steps.
+    """
+    data = parquet_bytes(table)
+    key = layout.overlay(layout.new_id())
+    catalog.objects.put({key: data})
+    return Overlay(
+        file=blocks.data_file(key, data),
+        score_set=score_set,
+        columns=tuple(name for name in table.column_names if name != "episode_id"),
+        episodes=table.num_rows,
+        steps=steps or {},
+    )
 
 
 def _made(commit: Commit | None) -> Commit:

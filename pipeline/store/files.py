@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from schemas.document import DataFile
 from schemas.version import (
+    Annotate,
     Append,
     Commit,
     Compact,
@@ -60,6 +61,9 @@ def files_of_commit(commit: Commit) -> Iterator[DataFile]:
                     yield from files_of_overlay(overlay)
         elif isinstance(operation, Measure):
             yield operation.score_set.model
+            for overlay in operation.overlays:
+                yield from files_of_overlay(overlay)
+        elif isinstance(operation, Annotate):
             for overlay in operation.overlays:
                 yield from files_of_overlay(overlay)
         elif isinstance(operation, Compact):

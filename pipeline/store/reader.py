@@ -17,12 +17,15 @@ import pyarrow.compute as pc
 from pipeline.store import arrays, derive, tables
 from pipeline.store.catalog import Catalog
 from pipeline.store.choose import Unscored, choose
+from pipeline.store.labels import commit_labels, label_table
 from pipeline.store.query import query
+from pipeline.store.step_arrays import REWARDS, StepArrays, commit_steps, step_arrays, with_steps
 from schemas.episode import Episode
 from schemas.errors import (
     DamagedStoreError,
     NotFoundError,
     UnknownNameError,
+    UsageError,
     missing_extra,
     suggest,
 )
@@ -50,6 +53,8 @@ class EpisodeIndex:
     length: np.ndarray  # (E,) int64, T
     terminated: np.ndarray  # (E,) bool, of the last step
     final_present: np.ndarray  # (E,) bool, the true final observation is there
+    keep: np.ndarray | None = None
+    """(E, 2) int64, the first step that is used and one past the last; None uses all."""
 
 
 class Version:
@@ -179,14 +184,75 @@ class Version:
                 f"Expected an episode {episode_id!r} in {self.branch}:{self.number}, came none.",
                 where=self._catalog.url,
             )
-        return next(arrays.read_episodes(self._catalog, self._blocks(), table.slice(at, 1)))
+        return next(self._read(table.slice(at, 1)))
 
     def iter_episodes(self, where: str | None = None) -> Iterator[Episode]:
         """Yields episodes with their arrays in version order, block by block."""
         table = self._table()
         if where is not None:
             table = table.filter(pa.array(choose(table, where).mask))
-        return arrays.read_episodes(self._catalog, self._blocks(), table)
+        return self._read(table)
+
+    # -- adding --------------------------------------------------------------------------------
+
+    def annotate(
+        self, labels: pa.Table, *, branch: str | None = None, message: str = "", how: str = ""
+    ) -> Version:
+        """Commits labels of some of the version's episodes; they read as columns.
+
+        Args:
+            labels: `episode_id` and columns of truth values, numbers or texts.
+            branch: where to; by default this version's, whose head it must be.
+            message: one line for the log.
+            how: where they came from, for the record.
+
+        Raises:
+            NotFoundError: if the version has not all of the episodes.
+            UsageError: if a column is one that labels may not take.
+        """
+        named = ", ".join(name for name in labels.column_names if name != "episode_id")
+        said = message or f"annotate {named} of {labels.num_rows:,} episodes"
+        target = self._target(branch)
+        commit = commit_labels(
+            self._catalog, target, labels, base=self._commit, message=said, how=how
+        )
+        return Version(self._catalog, commit)
+
+    def annotate_steps(
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        *,
+        branch: str | None = None,
+        message: str = "",
+        how: str = "",
+    ) -> Version:
+        """Commits arrays of one row per step for some of the version's episodes.
+
+        `rewards` stands in for the episodes' rewards wherever they are read; any other name reads
+        as an extra.
+
+        Args:
+            name: of the array.
+            values: (T, ...) by episode id.
+            branch: where to; by default this version's, whose head it must be.
+            message: one line for the log.
+            how: where they came from, for the record.
+
+        Raises:
+            NotFoundError: if the version has not all of the episodes.
+            UsageError: if an array does not fit its episode, or the name is taken.
+        """
+        said = message or f"annotate the steps of {len(values):,} episodes with {name}"
+        target = self._target(branch)
+        commit = commit_steps(
+            self._catalog, target, name, values, base=self._commit, message=said, how=how
+        )
+        return Version(self._catalog, commit)
+
+    def step_arrays(self) -> dict[str, StepArrays]:
+        """Returns the arrays that `annotate_steps` added, by name and episode id."""
+        return step_arrays(self._catalog, self._commit)
 
     # -- arrays --------------------------------------------------------------------------------
 
@@ -195,21 +261,28 @@ class Version:
 
         Args:
             name: full field name, such as `actions` or `observations/state`.
-            rows: True for raw T+1 rows, padding included; by default real entries only.
+            rows: True for raw T+1 rows, padding included; by default real entries only, of the
+                steps that `keep_start` and `keep_stop` keep where there are such labels.
             spec: only of the episodes of this spec; by default of all, which must agree on it.
 
         Raises:
             UnknownNameError: if no kept episode has the field, or the version no such spec.
             UsageError: if some kept episodes lack the field, or have it otherwise.
         """
-        return arrays.field_array(self._catalog, self._blocks(), self._of_spec(spec), name, rows)
+        table, added = self._of_spec(spec), self._added(name)
+        if added is not None and not self._is_stored(name):
+            return arrays.added_field(added, table, name, rows)
+        return arrays.field_array(self._catalog, self._blocks(), table, name, rows, added)
 
     def iter_field(self, name: str, *, spec: str | None = None) -> Iterator[Rows]:
         """Yields the real entries of one field in order as they are stored, encoded or not.
 
         Args and errors are those of `field`.
         """
-        return arrays.stored_field(self._catalog, self._blocks(), self._of_spec(spec), name)
+        table, added = self._of_spec(spec), self._added(name)
+        if added is not None and not self._is_stored(name):
+            return iter([arrays.added_field(added, table, name, False).compute()])
+        return arrays.stored_field(self._catalog, self._blocks(), table, name, added)
 
     def to_xarray(self, episode_id: str) -> xarray.Dataset:
         """Returns one episode as an xarray dataset (extra `xarray`)."""
@@ -231,6 +304,7 @@ class Version:
             length=table["length"].to_numpy(),
             terminated=table["terminated"].to_numpy(zero_copy_only=False),
             final_present=pc.equal(table["final_observation"], "present").to_numpy(),
+            keep=tables.frame_ranges(table),
         )
 
     def data_rows(self, data_id: str) -> int:
@@ -249,6 +323,35 @@ class Version:
         return self._catalog.read_block(self._block(data_id), fields)
 
     # -- within --------------------------------------------------------------------------------
+
+    def _read(self, table: pa.Table) -> Iterator[Episode]:
+        found = arrays.read_episodes(self._catalog, self._blocks(), table)
+        added = self.step_arrays()
+        return with_steps(found, added) if added else found
+
+    def _added(self, name: str) -> StepArrays | None:
+        """Returns the arrays that were added under a full field name."""
+        if name == REWARDS:
+            return self.step_arrays().get(name)
+        prefix, _, extra = name.partition("/")
+        return self.step_arrays().get(extra) if prefix == "extras" else None
+
+    def _is_stored(self, name: str) -> bool:
+        return any(name in spec.fields for spec in self.specs.values())
+
+    def _target(self, branch: str | None) -> str:
+        """Returns the branch that something said of this version goes to."""
+        refs = self._catalog.refs
+        target = self.branch if branch is None else branch
+        head = refs.head(target)
+        if branch is None and (head is None or head.id != self.id):
+            raise UsageError(
+                f"Expected a branch's newest version, came {self.branch}:{self.number}; name the "
+                f"branch that is to have it (branch=, --branch)."
+            )
+        if head is None:
+            derive.create_branch(self._catalog, self._commit, target)
+        return target
 
     def _table(self) -> pa.Table:
         return tables.episode_table(self._catalog, self._commit)
@@ -280,10 +383,17 @@ class Version:
 class Selection:
     """Some episodes of a version; committing it makes a version that shares all data."""
 
-    def __init__(self, version: Version, mask: np.ndarray, derivation: Derivation) -> None:
-        """Args: the version, (episodes,) bool in its order, and how they were chosen."""
+    def __init__(
+        self,
+        version: Version,
+        mask: np.ndarray,
+        derivation: Derivation,
+        labels: pa.Table | None = None,
+    ) -> None:
+        """Args: the version, (episodes,) bool in its order, how they were chosen, new labels."""
         self.version = version
         self.mask = mask
+        self.labels = labels
         self.derivation = derivation.model_copy(
             update={"episodes_before": len(mask), "episodes_after": int(mask.sum())}
         )
@@ -304,9 +414,31 @@ class Selection:
         table = tables.episode_table(catalog, self.version.commit).filter(pa.array(self.mask))
         said = message or f"curate {self.version.branch}:{self.version.number}: {_said(self)}"
         commit = derive.commit_selection(
-            catalog, self.version.commit, table, self.derivation, branch=branch, message=said
+            catalog,
+            self.version.commit,
+            table,
+            self.derivation,
+            branch=branch,
+            message=said,
+            labels=self.labels,
         )
         return Version(catalog, commit)
+
+    def annotate(self, *, branch: str | None = None, message: str = "", **labels: Any) -> Version:
+        """Commits labels of the chosen episodes, as in `selection.annotate(success=True)`.
+
+        Args:
+            branch: where to; by default the version's own, whose head it must be.
+            message: one line for the log.
+            labels: each one value for all, or a sequence of one per chosen episode.
+
+        Raises:
+            UsageError: if a label takes the name of a column that labels may not take.
+        """
+        ids = self.episodes(columns=["episode_id"])["episode_id"].to_pylist()
+        table = label_table(ids, labels)
+        how = f"selection {_said(self)}"
+        return self.version.annotate(table, branch=branch, message=message, how=how)
 
     def plot(self, x: str = "length", y: str = "episode_return") -> Any:
         """Returns a matplotlib figure of two columns, chosen episodes against the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.specs import FIRST
 from schemas.errors import UnknownNameError, suggest
 from schemas.identity import hash64
-from schemas.table import PLACE_COLUMNS, concat
+from schemas.table import FACT_COLUMNS, PLACE_COLUMNS, ROLE_KEY, concat, own_columns
 from schemas.version import Commit, Overlay, Part, State
 
 ORIGIN_COLUMNS = ("_part", "_part_row")
@@ -22,6 +23,8 @@ FIXED_COLUMNS = {
     *("episode_id", "length", "terminated", "truncated", "final_observation", "digest", "spec"),
 }
 """What an episode is and where it lies: no column that is added later takes these names."""
+KEEP_COLUMNS = ("keep_start", "keep_stop")
+"""Labels that say which steps of an episode are used."""
 
 
 def episode_table(catalog: Catalog, commit: Commit) -> pa.Table:
@@ -119,6 +122,7 @@ def kept_positions(catalog: Catalog, part: Part, count: int) -> np.ndarray:
 def _with_overlays(catalog: Catalog, state: State, table: pa.Table) -> pa.Table:
     """Joins the columns that were added later; the newest value of an episode counts."""
     columns: dict[str, list[pa.Table]] = {}
+    labels: set[str] = set()
     for overlay in state.overlays:
         content = None
         for name in overlay.columns:
@@ -127,19 +131,61 @@ def _with_overlays(catalog: Catalog, state: State, table: pa.Table) -> pa.Table:
                 shown is None or shown.score_set != overlay.score_set
             ):
                 continue  # values of different score sets never mix
-            if name in FIXED_COLUMNS:
+            if name in FIXED_COLUMNS or overlay.steps:
                 continue
             content = content or overlay_rows(catalog, overlay)
             columns.setdefault(name, []).append(content.select(["episode_id", name]))
+            if overlay.score_set is None:
+                labels.add(name)
     for name, parts in columns.items():
-        values = pa.concat_tables(reversed(parts), promote_options="permissive")
+        values = concat(list(reversed(parts)))
         ids = values["episode_id"].combine_chunks()
         at = pc.index_in(table["episode_id"], value_set=ids).combine_chunks()
         column = values[name].combine_chunks().take(at)
         if name in table.column_names:  # what it says of some episodes leaves the others alone
             field = table.schema.field(name)
-            column = pc.if_else(pc.is_valid(at), column.cast(field.type), table[name])
+            old, column = _of_one_type(table[name], column, field)
+            column = pc.if_else(pc.is_valid(at), column, old)
+            field = field.with_type(column.type)
             table = table.set_column(table.column_names.index(name), field, column)
         else:
-            table = table.append_column(name, column)
+            told = {ROLE_KEY: b"labels", b"name": name.encode()} if name in labels else None
+            table = table.append_column(pa.field(name, column.type, metadata=told), column)
     return table
+
+
+def _of_one_type(old: Any, new: Any, field: pa.Field) -> tuple[Any, Any]:
+    """Returns two columns as one type: numbers as numbers, what else differs as text."""
+    if new.type == field.type or pa.types.is_null(new.type) or field.name in FACT_COLUMNS.names:
+        return old, new.cast(field.type)
+    if pa.types.is_null(field.type):
+        return old.cast(new.type), new
+    is_number = [pa.types.is_integer(t) or pa.types.is_floating(t) for t in (field.type, new.type)]
+    to = pa.float64() if all(is_number) else pa.string()
+    return old.cast(to), new.cast(to)
+
+
+def frame_ranges(table: pa.Table) -> np.ndarray | None:
+    """Returns which steps of each episode are kept, (E, 2) int64 of first and one past the last.
+
+    They are what the labels `keep_start` and `keep_stop` say, within the episode; where a label is
+    null the episode is not cut on that side. None, if there are no such labels.
+    """
+    labels = own_columns(table.schema, "labels")
+    found = [name for name in KEEP_COLUMNS if name in labels]
+    if not any(pa.types.is_integer(table.schema.field(name).type) for name in found):
+        return None
+    length = table["length"].to_numpy()
+    start, stop = (
+        _filled(table, name, default)
+        for name, default in zip(KEEP_COLUMNS, (np.zeros_like(length), length), strict=True)
+    )
+    start = np.clip(start, 0, length)
+    return np.stack([start, np.clip(stop, start, length)], axis=1)
+
+
+def _filled(table: pa.Table, name: str, default: np.ndarray) -> np.ndarray:
+    if name not in table.column_names or not pa.types.is_integer(table.schema.field(name).type):
+        return default
+    column = table[name].combine_chunks().cast(pa.int64())
+    return np.asarray(pc.if_else(pc.is_valid(column), column, pa.array(default)).to_numpy())
