@@ -27,9 +27,9 @@ class Block:
     positions: np.ndarray  # (E,) int64, the episodes' positions in the stream
     lengths: np.ndarray  # (E,) int64, rows of each
     states: np.ndarray  # (N, S) float64
-    next_states: np.ndarray  # (N, S) float64
+    changes: np.ndarray  # (N, D) float64
     actions: np.ndarray  # (N, A) float64
-    targets: np.ndarray  # (N, A) float64
+    targets: np.ndarray  # (N, A') float64
     acting: np.ndarray  # (N,) bool
     moving: np.ndarray  # (N,) bool
     faulty_actions: np.ndarray  # (E,) int64
@@ -80,7 +80,7 @@ def _join(entries: list[tuple[int, Features]]) -> Block:
         positions=np.array([position for position, _ in entries]),
         lengths=np.array([len(f.states) for f in rows]),
         states=np.concatenate([f.states for f in rows]),
-        next_states=np.concatenate([f.next_states for f in rows]),
+        changes=np.concatenate([f.changes for f in rows]),
         actions=np.concatenate([f.actions for f in rows]),
         targets=np.concatenate([f.targets for f in rows]),
         acting=np.concatenate([f.acting for f in rows]),

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.quality.blocks import Block
 from pipeline.quality.clusters import assign
+from pipeline.quality.columns import moving_columns
 from pipeline.quality.features import Layout
 from pipeline.quality.fits import fit_clusters
 from pipeline.quality.moments import CrossMoments, measure
@@ -64,7 +65,7 @@ class FitStage:
         clusters = len(frame.centroids)
         acting, moving = block.acting, block.moving
         drives = np.concatenate([x[moving], frame.controls.encode(block.actions[moving])], axis=1)
-        change = (block.next_states[moving] - block.states[moving])[:, frame.states.kept]
+        change = block.changes[moving][:, moving_columns(block.layout.states, frame.states.kept)]
         return Evidence(
             measure(
                 x[acting], frame.targets.encode(block.targets[acting]), labels[acting], clusters
@@ -96,5 +97,5 @@ def _group(layout: Layout, frame: Frame, evidence: Evidence) -> GroupModel:
         frame.surroundings,
         Members(distinct, copies.astype(np.float64)),
         policy=fit_clusters(evidence.policy),
-        dynamics=fit_clusters(evidence.dynamics) if frame.states.kept.any() else None,
+        dynamics=fit_clusters(evidence.dynamics) if evidence.dynamics.yy.shape[1] else None,
     )

@@ -3,21 +3,33 @@
 By default the state is every float observation field of at most 256 dims, side by side: cameras
 are left out. Where fields repeat one another (an `observations/flat` beside its parts), name the
 wanted ones in `FeatureSpec.observations`: a repeated dim has no noise of its own, which the
-transition entropy would take for determinism. Named fields may have any dtype and size.
+transition entropy would take for determinism. Named fields may have any dtype and size. Angles,
+grippers and embeddings are told apart only where named: see `columns.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.quality.columns import (
+    COSINE,
+    EMBEDDING,
+    SINE,
+    Split,
+    check_names,
+    split,
+    turned,
+    wrapped,
+)
 from schemas.episode import Episode, has_transition
 from schemas.errors import UnknownNameError, UsageError, suggest
 from schemas.metrics import FeatureSpec
-from schemas.packed import plain, spec_of
+from schemas.packed import Rows, plain, spec_of
 
 MAX_STATE_DIMS = 256
 """A float field of more dims is an image or an embedding, and only scored on request."""
@@ -56,6 +68,13 @@ class Layout:
         """(A,) bool, columns of whole numbers."""
         return np.repeat([d for *_, d in self.actions], [n for _, n, _ in self.actions])
 
+    def scored_discrete(self, *, relative: bool) -> np.ndarray:
+        """(A',) bool, the same of what is scored: a difference of angles is one column."""
+        if not relative:
+            return self.discrete
+        kept = [(n, d) for name, n, d in self.actions if not name.startswith(SINE)]
+        return np.repeat([d for _, d in kept], [n for n, _ in kept])
+
 
 def layout_from_key(key: str) -> Layout:
     """Returns the layout that has this key."""
@@ -74,9 +93,9 @@ class Features:
 
     layout: Layout
     states: np.ndarray  # (T, S) float64, raw units
-    next_states: np.ndarray  # (T, S) float64; NaN where there is none
+    changes: np.ndarray  # (T, D) float64, next state minus this one; NaN where there is none
     actions: np.ndarray  # (T, A) float64, as recorded
-    targets: np.ndarray  # (T, A) float64, what is scored: actions, or their differences
+    targets: np.ndarray  # (T, A') float64, what is scored: actions, or their differences
     acting: np.ndarray  # (T,) bool, rows on which the action can be scored
     moving: np.ndarray  # (T,) bool, rows on which the transition can be scored
     faulty_actions: int
@@ -91,35 +110,38 @@ def extract(episode: Episode, spec: FeatureSpec) -> Features | None:
     """Returns an episode's features; None where it has no steps, states or actions.
 
     Raises:
-        UnknownNameError: if the spec names an observation field that the episode has not.
-        UsageError: if it names one of texts or of rows that vary in size.
+        UnknownNameError: if the spec names a field that the episode has not.
+        UsageError: if it names one of texts or of rows that vary in size, or a dim beyond its size.
     """
-    names = _state_fields(episode, spec)
-    actions = episode.flat_actions
+    observations = {name: plain(rows) for name, rows in _state_rows(episode, spec).items()}
+    actions = dict(sorted(episode.flat_actions.items()))
     steps = episode.length
-    if not names or not actions or not steps:
+    if not observations or not actions or not steps:
         return None
-    observations = {name: plain(episode.observations[name]) for name in names}
+    seen = {name: _dims(array) for name, array in observations.items()}
+    done = {name: _dims(array) for name, array in actions.items()}
+    check_names((*spec.angles, *spec.grippers), seen | done, episode.episode_id)
+    state_split = split(list(seen.items()), spec.angles)
+    action_split = split(list(done.items()), spec.angles, spec.grippers)
     layout = Layout(
         episode.task,
-        tuple((name, _dims(array)) for name, array in observations.items()),
-        tuple((name, _dims(a), a.dtype.kind != "f") for name, a in sorted(actions.items())),
+        _state_layout(state_split),
+        _action_layout(action_split, {n: a.dtype.kind != "f" for n, a in actions.items()}),
     )
-    observed = _columns(list(observations.values()))
-    recorded = _columns([actions[name] for name, *_ in layout.actions])
-    states = observed[:steps]
-    next_states = np.full_like(states, np.nan)
-    next_states[: len(observed) - 1] = observed[1:]
-    targets, defined = _targets(recorded, layout.discrete, spec.relative_actions)
-    finite = np.isfinite(states).all(1) & np.isfinite(recorded).all(1)
+    observed, recorded = _columns(observations.values()), _columns(actions.values())
+    states = _encoded(observed[:steps], state_split)
+    changes = _changes(observed, steps, state_split)
+    controls = _encoded(recorded, action_split)
+    targets, defined = _targets(recorded, controls, layout, action_split, spec)
+    finite = np.isfinite(states).all(1) & np.isfinite(controls).all(1)
     acting = finite & defined & np.isfinite(np.where(defined[:, None], targets, 0.0)).all(1)
     reaching = _reaching(episode)
-    moving = finite & reaching & np.isfinite(next_states).all(1)
+    moving = finite & reaching & np.isfinite(changes).all(1)
     return Features(
         layout,
         states,
-        next_states,
-        recorded,
+        changes,
+        controls,
         targets,
         acting,
         moving,
@@ -127,6 +149,22 @@ def extract(episode: Episode, spec: FeatureSpec) -> Features | None:
         faulty_transitions=int((reaching & ~moving).sum()),
         fingerprint=_fingerprint(observed, recorded, reaching),
     )
+
+
+def _state_rows(episode: Episode, spec: FeatureSpec) -> dict[str, Rows]:
+    """The arrays that count as state, the embedding last and under a name that says so."""
+    found = {name: episode.observations[name] for name in _state_fields(episode, spec)}
+    if spec.embedding is None:
+        return found
+    rows = {**episode.arrays, **episode.extras}.get(spec.embedding)
+    if rows is None or not spec_of(rows).is_regular:
+        raise UnknownNameError(
+            f"Expected an observation field or extra {spec.embedding!r} of numbers to score, came "
+            f"none; {suggest(spec.embedding, {**episode.observations, **episode.extras})}",
+            where=episode.episode_id,
+        )
+    found.pop(spec.embedding, None)
+    return {**found, EMBEDDING + spec.embedding: rows}
 
 
 def _state_fields(episode: Episode, spec: FeatureSpec) -> list[str]:
@@ -158,21 +196,76 @@ def _dims(array: np.ndarray) -> int:
     return int(np.prod(array.shape[1:], dtype=np.int64))
 
 
-def _columns(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([a.reshape(len(a), -1).astype(np.float64) for a in arrays], axis=1)
+def _columns(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Fields side by side, (N, ...) float64; those of T rows beside T + 1 end in a row of NaN."""
+    flat = [a.reshape(len(a), -1).astype(np.float64) for a in arrays]
+    rows = max(map(len, flat))
+    if any(len(a) < rows for a in flat):
+        flat = [np.pad(a, ((0, rows - len(a)), (0, 0)), constant_values=np.nan) for a in flat]
+    return np.concatenate(flat, axis=1)
+
+
+def _state_layout(columns: Split) -> tuple[tuple[str, int], ...]:
+    angles = [(kind + columns.label(at), 1) for at in columns.angles for kind in (COSINE, SINE)]
+    return (*columns.plain_fields, *angles)
+
+
+def _action_layout(
+    columns: Split, is_discrete: Mapping[str, bool]
+) -> tuple[tuple[str, int, bool], ...]:
+    return (
+        *((name, dims, is_discrete[name]) for name, dims in columns.plain_fields),
+        *((columns.label(at), 1, True) for at in columns.grippers),
+        *((kind + columns.label(at), 1, False) for at in columns.angles for kind in (COSINE, SINE)),
+    )
+
+
+def _encoded(rows: np.ndarray, columns: Split) -> np.ndarray:
+    """Raw columns in a layout's order: plain ones, grippers, then cosine and sine of angles."""
+    if not columns.special:
+        return rows
+    parts = [rows[:, columns.plain]]
+    parts.append(np.rint(rows[:, list(columns.grippers)]))
+    parts.append(turned(rows[:, list(columns.angles)]))
+    return np.concatenate(parts, axis=1)
+
+
+def _changes(observed: np.ndarray, steps: int, columns: Split) -> np.ndarray:
+    """(T, D) next state minus this one, angles last; an embedding's is left out."""
+    widths = np.repeat(
+        [not name.startswith(EMBEDDING) for name, _ in columns.fields],
+        [dims for _, dims in columns.fields],
+    )
+    scored = [at for at in columns.plain if widths[at]]
+    order = [*scored, *columns.angles]
+    rows = observed if order == list(range(observed.shape[1])) else observed[:, order]
+    changes = np.full((steps, len(order)), np.nan)
+    with np.errstate(invalid="ignore"):  # Inf - Inf is a faulty row, counted by the caller
+        changes[: len(rows) - 1] = np.diff(rows, axis=0)[:steps]
+    if columns.angles:
+        changes[:, len(scored) :] = wrapped(changes[:, len(scored) :])
+    return changes
 
 
 def _targets(
-    recorded: np.ndarray, discrete: np.ndarray, relative: bool
+    recorded: np.ndarray,
+    controls: np.ndarray,
+    layout: Layout,
+    columns: Split,
+    spec: FeatureSpec,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scored actions (T, A) and where they are defined (T,); classes have no differences."""
+    """The scored actions (T, A') and where they are defined (T,); classes have no differences."""
     defined = np.ones(len(recorded), bool)
-    if not relative:
-        return recorded, defined
+    if not spec.relative_actions:
+        return controls, defined
     defined[0] = False
+    plain_width = controls.shape[1] - 2 * len(columns.angles)
+    before = controls[:, :plain_width]
     with np.errstate(invalid="ignore"):  # Inf - Inf is a faulty row, counted by the caller
-        steps = np.diff(recorded, axis=0, prepend=np.nan)
-    return np.where(discrete, recorded, steps), defined
+        steps = np.diff(before, axis=0, prepend=np.nan)
+        turns = np.diff(recorded[:, list(columns.angles)], axis=0, prepend=np.nan)
+    steps = np.where(layout.discrete[:plain_width], before, steps)
+    return np.concatenate([steps, wrapped(turns)], axis=1), defined
 
 
 def _reaching(episode: Episode) -> np.ndarray:

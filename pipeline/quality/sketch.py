@@ -91,7 +91,8 @@ def _column(rows: np.ndarray) -> Column:
 
 def _frame(layout: Layout, sketch: Sketch, config: MeasureConfig) -> Frame:
     controls = fit_actions(sketch.controls.moments, sketch.controls.span, layout.discrete)
-    targets = fit_actions(sketch.targets.moments, sketch.targets.span, layout.discrete)
+    scored = layout.scored_discrete(relative=config.features.relative_actions)
+    targets = fit_actions(sketch.targets.moments, sketch.targets.span, scored)
     states = fit_states(
         sketch.states.moments, sketch.states.span, config.features.pca_dims, controls.columns
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.quality.action import MAX_FAULTY_SHARE, episode_means
+from pipeline.quality.columns import moving_columns
 from pipeline.quality.leave_out import Rows, leave_out
 from pipeline.quality.reference import Placed
 
@@ -66,7 +67,7 @@ def score_transitions(placed: Placed) -> dict[str, np.ndarray]:
         model.dynamics,
         Rows(
             x=np.concatenate([placed.predictors[rows], controls], axis=1),
-            y=(block.next_states[rows] - block.states[rows])[:, model.states.kept],
+            y=block.changes[rows][:, moving_columns(block.layout.states, model.states.kept)],
             labels=placed.labels[rows],
             episodes=block.episodes[rows],
             copies=placed.copies,
