@@ -49,6 +49,8 @@ def columns(
     found = {name: layout.view(records, name) for name in layout.names("observations")}
     for root in ("actions", "rewards", "extras"):
         found |= {name: layout.view(records, name) for name in layout.names(root)}
+    for name, mine in opened.added.items():
+        found[name] = mine.over(positions, found.get(name))
     for name in layout.names("observations"):
         found[f"next_{name}"] = layout.view(records, name, ahead=1)
     found["terminated"] = layout.view(records, "terminated")
@@ -57,6 +59,9 @@ def columns(
     found["mask"] = np.ones(numbers.shape, real)
     for root in sorted(opened.lacks):
         found[f"{root}_mask"] = layout.view(records, f"has_{root}").astype(real)
+        beside = opened.added.get(root)
+        if beside is not None and beside.has is not None:
+            np.maximum(found[f"{root}_mask"], beside.has[positions], out=found[f"{root}_mask"])
     found["indices"] = positions.astype(np.int64)
     if config.episode_ids:
         found["episode_ids"] = index.ids_at(found["indices"])

@@ -77,7 +77,7 @@ class Feed:
         if is_last and self._id_at(step) == version.id:
             return False
         opened = open_rows(version, self._config, self._verified)
-        if opened.layout != self._open.layout or opened.lacks != self._open.lacks:
+        if not opened.is_like(self._open):
             raise UsageError(
                 "Expected a version with the same fields, came another set; make a new stream."
             )

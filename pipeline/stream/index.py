@@ -24,6 +24,8 @@ class TransitionIndex:
     episode_ids: np.ndarray  # (E,) object
     left_out: int
     """Last steps that are no transitions: cut off, and their next observation is not known."""
+    not_kept: int = 0
+    """Transitions outside the steps that `keep_start` and `keep_stop` keep; they are not drawn."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -58,8 +60,8 @@ def transition_index(
 ) -> TransitionIndex:
     """Lists every transition: each step but the last, and the last where its end is known.
 
-    A terminated last step always is a transition; any other needs the true final observation
-    (`schemas.episode.has_transition`).
+    Steps outside an episode's kept range begin none. A terminated last step always is a
+    transition; any other needs the true final observation (`schemas.episode.has_transition`).
 
     Args:
         index: the version's episodes.
@@ -70,14 +72,19 @@ def transition_index(
     starts = np.cumsum(index.length + 1) - (index.length + 1)
     is_whole = index.terminated | index.final_present
     count = np.maximum(index.length - ~is_whole, 0)
+    first, all_of_them = np.zeros_like(count), count
+    if index.keep is not None:
+        first = np.minimum(index.keep[:, 0], count)
+        count = np.minimum(index.keep[:, 1], count) - first
     kept = np.ones(len(count), bool) if kept is None else kept
     offsets = np.array(
         [cached[name].start if name in cached else 0 for name in index.data_ids], np.int64
     )
     shift = offsets[index.data] + index.row_start - starts
+    not_kept = int((all_of_them - count)[kept].sum())
     starts, count, shift = starts[kept], count[kept], shift[kept]
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    positions = np.repeat(starts, count) + within
+    positions = np.repeat(starts + first[kept], count) + within
     is_shifted = len(shift) > 0 and bool((shift == shift[0]).all())
     rows = positions + np.repeat(shift, count)
     table = positions if is_shifted else np.stack([positions, rows], axis=1)
@@ -89,4 +96,5 @@ def transition_index(
         starts=starts,
         episode_ids=index.episode_ids[kept],
         left_out=int(((index.length > 0) & ~is_whole)[kept].sum()),
+        not_kept=not_kept,
     )

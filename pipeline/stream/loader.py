@@ -234,12 +234,16 @@ def describe_version(opened: OpenVersion, config: StreamConfig) -> str:
         if index.left_out
         else ""
     )
+    if index.not_kept:
+        left_out += f", {index.not_kept:,} more outside the steps that are kept"
     cast = [
         f"{field.name} from {np.dtype(field.source_dtype)} to {np.dtype(field.dtype)}"
         for field in layout.fields
         if field.dtype != field.source_dtype
     ]
     lacks = f" Some episodes have no {' and no '.join(sorted(opened.lacks))}." * bool(opened.lacks)
+    if opened.added:
+        lacks += f" Added to steps, and laid over what came: {', '.join(sorted(opened.added))}."
     if opened.not_streamed:
         lacks += f" Not streamed, as rows differ in size: {', '.join(opened.not_streamed)}."
     return (

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from pipeline.store.reader import Version
+from pipeline.store.step_arrays import REWARDS, StepArrays
+from pipeline.stream.added import Added, added_fields
 from pipeline.stream.cache import CachedBlock, PackedCache, cache_root
 from pipeline.stream.index import TransitionIndex, transition_index
 from pipeline.stream.record import RecordLayout, pack_pieces, plan_record
@@ -33,8 +36,16 @@ class OpenVersion:
     """Of `actions` and `rewards`, those that some of its episodes do not have."""
     place: str
     """Where the records are, in words."""
+    added: Mapping[str, Added] = field(default_factory=dict)
+    """Fields that were added to the version's steps, which lie over the records."""
     not_streamed: tuple[str, ...] = ()
     """Fields of the spec that records do not hold: texts and ragged rows."""
+
+    def is_like(self, other: OpenVersion) -> bool:
+        """True if batches of both have the same keys and dtypes."""
+        named = self.layout.by_name.keys() | self.added.keys()
+        others = other.layout.by_name.keys() | other.added.keys()
+        return self.layout == other.layout and self.lacks == other.lacks and named == others
 
 
 def open_rows(
@@ -57,10 +68,11 @@ def open_rows(
     specs = _specs(version, config)
     index = version.index()
     kept = _kept(version, specs)
+    arrays = _added(version, config)
     used = np.unique(index.data if kept is None else index.data[kept])
     names = [index.data_ids[number] for number in used]
     blocks = {b.id: b for part in version.state.parts for b in part.blocks if b.id in set(names)}
-    layout = plan_record(_fields(version, specs, blocks, config), config.dtype)
+    layout = plan_record(_fields(version, specs, blocks, config, arrays), config.dtype)
     spec = "+".join(specs)
     folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
     cache = PackedCache(folder, layout, verified)
@@ -76,6 +88,8 @@ def open_rows(
             f"add episodes, or stream another version.",
             where=version.store.url,
         )
+    dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}
+    added = added_fields(arrays, index, kept, dtypes)
     in_memory = config.residency == "ram"
     return OpenVersion(
         version=version,
@@ -83,7 +97,8 @@ def open_rows(
         layout=layout,
         records=np.array(records) if in_memory else records,
         index=transitions,
-        lacks=_lacks(records, layout, cached),
+        lacks=_lacking(_lacks(records, layout, cached), layout, added),
+        added=added,
         place="a copy in memory of " * in_memory + f"the memory-mapped cache {cache.path}",
         not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
     )
@@ -128,21 +143,56 @@ def _common(version: Version, specs: tuple[str, ...]) -> dict[str, FieldSpec]:
 
 
 def _fields(
-    version: Version, specs: tuple[str, ...], blocks: Mapping[str, Block], config: StreamConfig
+    version: Version,
+    specs: tuple[str, ...],
+    blocks: Mapping[str, Block],
+    config: StreamConfig,
+    added: Mapping[str, StepArrays],
 ) -> dict[str, FieldSpec]:
     """The fields of a record by full name; extras only where they are asked for."""
     known = _common(version, specs)
     if config.fields is None:
         return {name: field for name, field in known.items() if field.is_regular}
-    extras = [name for name in config.fields if name.startswith("extras/")]
+    asked = [name for name in config.fields if name in known or name not in added]
+    extras = [name for name in asked if name.startswith("extras/")]
     if extras and blocks:
         known.update(_extras([version.store.block_layout(b).extras for b in blocks.values()]))
-    for name in config.fields:
+    for name in asked:
         if name not in known:
             raise UnknownNameError(
                 f"Expected a field that all episodes have, came {name!r}; {suggest(name, known)}"
             )
-    return {name: known[name] for name in sorted(set(config.fields))}
+    return {name: known[name] for name in sorted(set(asked))}
+
+
+def _added(version: Version, config: StreamConfig) -> dict[str, StepArrays]:
+    """What was added to the version's steps and is streamed, by full name: as for `_fields`."""
+    named = {
+        name if name == REWARDS else f"extras/{name}": mine
+        for name, mine in version.step_arrays().items()
+    }
+    wanted = (REWARDS,) if config.fields is None else config.fields
+    return {name: mine for name, mine in named.items() if name in wanted}
+
+
+def _dtype(
+    name: str, mine: StepArrays, layout: RecordLayout, config: StreamConfig
+) -> np.dtype[Any]:
+    if name in layout.by_name:
+        return np.dtype(layout.by_name[name].dtype)
+    cast = config.dtype != "keep" and mine.field.numpy_dtype.kind == "f"
+    return np.dtype(config.dtype) if cast else mine.field.numpy_dtype
+
+
+def _lacking(
+    lacks: frozenset[str], layout: RecordLayout, added: Mapping[str, Added]
+) -> frozenset[str]:
+    """Which roots some episodes lack once what was added is laid over the records."""
+    if REWARDS not in added:
+        return lacks
+    if added[REWARDS].has is None:
+        return lacks - {REWARDS}
+    return lacks if layout.names(REWARDS) else lacks | {REWARDS}
 
 
 def _extras(layouts: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
