@@ -127,6 +127,8 @@ class Rule:
     """Members that must not."""
     also: Callable[[Look], bool] = lambda _look: True
     """Asked last, where names alone do not tell."""
+    when: str = ""
+    """What `also` asks, in words."""
 
     def fits(self, look: Look) -> bool:
         """True if a path looks like the format."""
@@ -194,30 +196,54 @@ def _is_zarr_zip(look: Look) -> bool:
 D3RLPY = ("columns", "num_episodes")
 D3RLPY_V1 = ("episode_terminals", "discrete_action")
 
+_MINARI = "with Minari's metadata, its own or in `data`"
+_STEPS = "whose columns include `episode_id` and `step`"
 RULES: tuple[Rule, ...] = (
-    Rule("minari", "folder", lacks=(FEATURES_FILE,), also=_is_minari),  # both have metadata.json
+    Rule("minari", "folder", lacks=(FEATURES_FILE,), also=_is_minari, when=_MINARI),
     Rule("rlds", "folder", needs=(INFO_FILE, FEATURES_FILE)),
-    Rule("rlds", "folder", also=_has_versions),
+    Rule("rlds", "folder", also=_has_versions, when="of versions, each such a folder"),
     Rule("lerobot", "folder", needs=("meta/info.json",)),
-    Rule("minari", "hdf5", also=_is_minari),
-    Rule("robomimic", "hdf5", needs=("data",), also=lambda look: not _is_minari(look)),
+    Rule("minari", "hdf5", also=_is_minari, when="that is Minari's `main_data.hdf5`"),
+    Rule(
+        "robomimic",
+        "hdf5",
+        needs=("data",),
+        also=lambda look: not _is_minari(look),
+        when="that is not Minari's",
+    ),
     *(Rule("d4rl", "hdf5", needs=(n,), lacks=("data", *D3RLPY, *D3RLPY_V1)) for n in REQUIRED),
     Rule("d3rlpy", "hdf5", needs=D3RLPY),
     *(Rule("d3rlpy", "hdf5", needs=("observations", "terminals", n)) for n in D3RLPY_V1),
     Rule("torchrl", "folder", needs=("storage/storage_metadata.json",)),
     Rule("torchrl", "folder", needs=("storage_metadata.json",)),
     Rule("torchrl", "folder", needs=("meta.json", "*.memmap")),
-    Rule("rllib", "folder", also=_parquet_has("eps_id", "obs", "actions")),
+    Rule(
+        "rllib",
+        "folder",
+        also=_parquet_has("eps_id", "obs", "actions"),
+        when="whose first Parquet file has the columns `eps_id`, `obs`, `actions`",
+    ),
     Rule("rllib", "parquet", needs=("eps_id", "obs", "actions")),
-    Rule("rllib", "folder", also=_parquet_has("item")),
+    Rule(
+        "rllib",
+        "folder",
+        also=_parquet_has("item"),
+        when="whose first Parquet file has the column `item`",
+    ),
     Rule("rllib", "parquet", needs=("item",)),
-    Rule("vd4rl", "folder", needs=("*.npz",), also=_npz_has("image", "action", "is_first")),
+    Rule(
+        "vd4rl",
+        "folder",
+        needs=("*.npz",),
+        also=_npz_has("image", "action", "is_first"),
+        when="the first of them with `image`, `action`, `is_first`",
+    ),
     Rule("vd4rl", "npz", needs=("image", "action", "is_first")),
     Rule("replay_zarr", "folder", needs=("data", "meta/episode_ends")),
-    Rule("replay_zarr", "other", also=_is_zarr_zip),
-    Rule("parquet", "folder", also=_is_steps),
+    Rule("replay_zarr", "other", also=_is_zarr_zip, when="that is a zip with `meta/episode_ends`"),
+    Rule("parquet", "folder", also=_is_steps, when=f"with a table {_STEPS}"),
     Rule("parquet", "parquet", needs=("episode_id", "step")),
-    Rule("parquet", "other", also=_is_steps),
+    Rule("parquet", "other", also=_is_steps, when=f"of Arrow or Feather {_STEPS}"),
     Rule("ogbench", "npz", needs=("observations", "actions", "terminals"), lacks=("rewards",)),
 )
 

@@ -61,7 +61,7 @@ class MinariSink:
             Loss("ragged", "ragged observations", refused=True),
             Loss("rewards", "episodes without rewards", refused=True),
             Loss("actions", "episodes without actions", refused=True),
-            Loss("final_observation", "episodes of one step without one", refused=True),
+            Loss("final_observation", "episodes of one step without a final one", refused=True),
             Loss("specs", "episodes of different fields", refused=True),
         )
 

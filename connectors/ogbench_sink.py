@@ -48,7 +48,7 @@ class OgbenchSink:
             Loss("encodings", "pictures and videos are written decoded"),
             Loss("names", "several observation or action arrays", refused=True),
             Loss("actions", "episodes without actions", refused=True),
-            Loss("final_observation", "episodes of one step without one", refused=True),
+            Loss("final_observation", "episodes of one step without a final one", refused=True),
             Loss("specs", "episodes of different fields", refused=True),
         )
 

@@ -72,12 +72,12 @@ class RldsSink:
             Loss("encodings", "raw pictures and videos come back as PNG"),
             Loss(
                 "final_observation",
-                "an episode of one step without one, where others have one",
+                "episodes of one step without a final one, where others have one",
                 refused=True,
             ),
             Loss(
                 "specs",
-                "all episodes of a dataset have the same features, extras among them",
+                "episodes of different fields or extras",
                 refused=True,
             ),
         )

@@ -109,18 +109,31 @@ def _tell(report: Report) -> None:
 
 def export(
     store: StoreRef,
-    out: str,
-    format: Annotated[str, typer.Option("--format", help="`penstock formats` lists them.")],
-    where: Annotated[str | None, typer.Option("--where", metavar="FILTER")] = None,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Path of the new dataset.")],
+    format: Annotated[
+        str,
+        typer.Option("--format", help="What to write; `penstock formats` lists the names."),
+    ],
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="FILTER", help="Write matching episodes only.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="How to write; docs/formats.md lists them."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     from connectors import registry
-    from pipeline.jobs.export import export_version
+    from pipeline.jobs.export import export_version, parse_options
     from pipeline.store.store import open_version
 
+    options = parse_options(format, option or [])
     for loss in registry.sink(format).losses():
-        note(f"{format} cannot hold {loss.aspect}: {loss.says}")
-    count = export_version(open_version(store), format, out, where)
+        if not loss.refused:  # a refusal says itself what it is about
+            note(f"{format} cannot hold {loss.aspect}: {loss.says}")
+    count = export_version(open_version(store), format, out, where, options)
     if json:
         emit({"format": format, "out": out, "episodes": count})
     else:

@@ -152,6 +152,21 @@ def test_export_opens_as_a_source_again(tmp_path, loaded, penstock):
     assert (report["episodes_added"], report["episodes_known"]) == (0, 6)
 
 
+def test_export_options_say_how_to_write(tmp_path, loaded, penstock):
+    out = tmp_path / "steps"
+    command = ("export", loaded, out, "--format", "replay_zarr", "--option")
+    assert as_json(penstock(*command, "zarr_format=3", "--json"))["episodes"] == 6
+    assert (out / "zarr.json").exists()
+    code, said, notes = penstock(*command, "zarr_fromat=3", "--json")
+    assert code == 2
+    assert "did you mean 'zarr_format'" in json.loads(said)["error"]["message"]
+    assert penstock(*command, "zip")[0] == 2
+    code, _, notes = penstock(*command[:2], tmp_path / "two", "--format", "replay_zarr")
+    assert code == 0
+    assert "replay_zarr cannot hold final_observation" in notes
+    assert "texts" not in notes  # what is refused is said when it is met
+
+
 def test_validate_lists_problems_without_a_store(tmp_path, penstock):
     rewards = np.zeros(7, np.float32)
     rewards[5] = np.inf
