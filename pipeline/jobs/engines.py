@@ -6,24 +6,23 @@ ids with the same digests, in the same order. Which shards hold them may differ.
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from connectors import registry
-from pipeline.jobs import ingest, loading, progress, workers
+from pipeline.jobs import ingest, progress, workers
+from pipeline.jobs.processes import Processes
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.report import IngestReport
-from pipeline.jobs.spread import ATTEMPTS, spread
-from schemas.errors import TransientError, UsageError, missing_extra
+from schemas.errors import UsageError, missing_extra
 from schemas.jobs import EngineConfig, IngestJob
 
-IN_FLIGHT = 2
-"""Elements on the way per process of ours."""
 _URL = re.compile(r"(?!file://)[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def is_url(where: str) -> bool:
+    """True for what other hosts can reach too."""
+    return _URL.match(where) is not None
 
 
 def run(
@@ -66,39 +65,12 @@ def _in_process(
     processes = min(processes, len(elements))
     with progress.watch(job.run_id, listener if processes < 2 else None):
         if processes < 2:
-            home: Iterable[loading.UnitOutcome] = map(workers.load, elements)
+            outcomes = list(workers.until_failure(map(workers.load, elements)))
         else:
-            home = workers.telling(_in_processes(elements, processes), listener)
-        outcomes = list(workers.until_failure(home))
+            with Processes(processes) as pool:
+                home = workers.telling(pool.map(workers.load, elements), listener)
+                outcomes = list(workers.until_failure(home))
         return workers.commit(job, prepared, outcomes, reread=False)
-
-
-def _in_processes(
-    elements: Sequence[loading.Work], processes: int
-) -> Iterator[loading.UnitOutcome]:
-    """Loads elements in processes of ours; where one dies, new ones take up what is not home."""
-    waiting = dict(enumerate(elements))
-    # Not by fork: a copy of a process with threads (Zarr's, Arrow's) may hang.
-    context = multiprocessing.get_context("spawn")
-    for _ in range(ATTEMPTS):
-        try:
-            with ProcessPoolExecutor(processes, mp_context=context) as pool:
-                left = list(waiting.items())
-                for index, outcome in spread(pool, _load, left, in_flight=IN_FLIGHT * processes):
-                    del waiting[index]
-                    yield outcome
-        except BrokenProcessPool:
-            continue
-        return
-    raise TransientError(
-        "Worker processes kept dying. If memory is short, use fewer; a script that starts them "
-        "does so below `if __name__ == '__main__':`. Nothing is committed; run it again."
-    )
-
-
-def _load(numbered: tuple[int, loading.Work]) -> tuple[int, loading.UnitOutcome]:
-    index, work = numbered
-    return index, workers.load(work)
 
 
 # -- clusters ------------------------------------------------------------------------------------
@@ -161,11 +133,24 @@ def refuse_local(job: IngestJob, who: str) -> None:
     """
     if job.shared_filesystem:
         return
-    local = [] if _URL.match(job.into) else [f"the store {job.into}"]
+    local = [] if is_url(job.into) else [f"the store {job.into}"]
     for source in job.sources:
         _, where = registry.parse(source)
-        if not _URL.match(where) and Path(where).exists():
+        if not is_url(where) and Path(where).exists():
             local.append(f"the source {source}")
+    _refuse(local, who)
+
+
+def refuse_local_store(url: str, who: str) -> None:
+    """Refuses a store on this machine, for workers that may be on other hosts.
+
+    Raises:
+        UsageError: if it is one.
+    """
+    _refuse([] if is_url(url) else [f"the store {url}"], who)
+
+
+def _refuse(local: list[str], who: str) -> None:
     if local:
         raise UsageError(
             f"Expected what {who} can reach from other hosts, came {' and '.join(local[:3])} on "

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 # Beam's import warns about optional packages and thereby installs a root log handler.
 logging.getLogger("apache_beam").setLevel(logging.ERROR)
@@ -22,9 +23,22 @@ import grpc  # type: ignore[import-untyped]  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions  # noqa: E402
 from apache_beam.runners.runner import create_runner  # noqa: E402
 
-from pipeline.jobs import ingest, loading, progress, records, workers  # noqa: E402
+from pipeline.jobs import (  # noqa: E402
+    ingest,
+    loading,
+    progress,
+    records,
+    score_sets,
+    scoring,
+    tree,
+    workers,
+)
 from pipeline.jobs.progress import Listener  # noqa: E402
 from pipeline.jobs.report import IngestReport  # noqa: E402
+from pipeline.quality.passes import Stage  # noqa: E402
+from pipeline.quality.reference import ReferenceModel  # noqa: E402
+from pipeline.quality.sketch import SketchStage  # noqa: E402
+from pipeline.store.catalog import Catalog  # noqa: E402
 from schemas.errors import (  # noqa: E402
     PenstockError,
     TransientError,
@@ -32,6 +46,8 @@ from schemas.errors import (  # noqa: E402
     UsageError,
 )
 from schemas.jobs import IngestJob  # noqa: E402
+
+R = TypeVar("R")
 
 IN_PROCESS = "FnApiRunner"
 ON_THIS_MACHINE = (
@@ -64,22 +80,68 @@ def run_ingest(
         TransientError: if nobody answers at the runner's address.
         PenstockError: whatever stopped the job; nothing is committed then.
     """
+    _check_runner(runner)
+    prepared = prepared or ingest.prepare(job)
+    beam_options = PipelineOptions([*options, f"--runner={runner}"])
+    with progress.watch(job.run_id, listener), _typed_errors(runner):
+        build(job, prepared, reread, beam_options).run().wait_until_finish()
+    return records.take(job)
+
+
+def run_measure(
+    prepared: score_sets.Prepared,
+    *,
+    runner: str = IN_PROCESS,
+    options: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> score_sets.Measured:
+    """Carries out a metric run as a Beam pipeline, commit included.
+
+    Args:
+        prepared: what there is to do.
+        runner: a Beam runner by name.
+        options: further Beam options as on a command line.
+        listener: hears of progress, where the runner works in this process.
+
+    Raises:
+        UsageError: for Beam's DaskRunner, which returns wrong results, or no runner's name.
+        TransientError: if nobody answers at the runner's address.
+        PenstockError: whatever stopped the run; nothing is committed then.
+    """
+    _check_runner(runner)
+    beam_options = PipelineOptions([*options, f"--runner={runner}"])
+    with progress.watch(prepared.run_id, listener), _typed_errors(runner):
+        try:
+            build_measure(prepared, beam_options).run().wait_until_finish()
+        except Exception:
+            # Runners wrap exceptions in their own; what a worker met is in the run's record.
+            records.raise_failure(prepared.catalog.objects, prepared.run_id)
+            raise
+    outcome = score_sets.committed(prepared)
+    if outcome is None:
+        raise TransientError(
+            f"Beam's {runner} ended without a commit; run it again.", where=prepared.catalog.url
+        )
+    return outcome
+
+
+def _check_runner(runner: str) -> None:
     refuse_dask(runner)
     try:
         create_runner(runner)
     except (ValueError, ImportError, AttributeError) as error:
         raise UnknownNameError(f"Expected a Beam runner, came {runner!r}: {error}") from error
-    prepared = prepared or ingest.prepare(job)
-    beam_options = PipelineOptions([*options, f"--runner={runner}"])
-    with progress.watch(job.run_id, listener):
-        try:
-            build(job, prepared, reread, beam_options).run().wait_until_finish()
-        except (grpc.FutureTimeoutError, grpc.RpcError) as error:
-            raise TransientError(
-                f"Beam's {runner} did not answer, or went away ({type(error).__name__}); see "
-                f"that it runs at the address in its options, then run it again."
-            ) from error
-    return records.take(job)
+
+
+@contextlib.contextmanager
+def _typed_errors(runner: str) -> Iterator[None]:
+    try:
+        yield
+    except (grpc.FutureTimeoutError, grpc.RpcError) as error:
+        raise TransientError(
+            f"Beam's {runner} did not answer, or went away ({type(error).__name__}); see "
+            f"that it runs at the address in its options, then run it again."
+        ) from error
 
 
 def refuse_dask(runner: str) -> None:
@@ -145,3 +207,109 @@ def _finish(
     """Commits; the report, or the reason why not, is in the run's record."""
     with contextlib.suppress(PenstockError):
         workers.commit(job, prepared, outcomes, reread)
+
+
+# -- metric runs ---------------------------------------------------------------------------------
+
+Home = tuple[Catalog, str]
+"""The store and the run's id, by which a worker records what went wrong."""
+
+
+class MergeParts(beam.CombineFn):  # type: ignore[misc]
+    """Merges what a pass kept of all works, in the fixed tree of `tree.py`.
+
+    Beam may merge in any order and as often as it likes: parts wait for their siblings.
+    """
+
+    def create_accumulator(self) -> tree.Nodes[Any]:
+        """Returns the parts of no units."""
+        return {}
+
+    def add_input(self, accumulator: tree.Nodes[Any], element: scoring.Passed) -> tree.Nodes[Any]:
+        """Adds what was kept of a work."""
+        return tree.join([accumulator, element.nodes])
+
+    def merge_accumulators(self, accumulators: Iterable[tree.Nodes[Any]]) -> tree.Nodes[Any]:
+        """Joins what several workers have."""
+        return tree.join(accumulators)
+
+    def extract_output(self, accumulator: tree.Nodes[Any]) -> dict[Any, Any]:
+        """Returns all units together."""
+        return tree.total(accumulator)
+
+
+def build_measure(prepared: score_sets.Prepared, options: PipelineOptions) -> beam.Pipeline:
+    """Returns the pipeline of a metric run: two passes where a reference is fitted, then scores.
+
+    What a pass froze reaches the next one's workers as a side input.
+    """
+    pipeline = beam.Pipeline(options=options)
+    job = pipeline | "Run" >> beam.Create([prepared])
+    home = (prepared.catalog, prepared.run_id)
+    if prepared.to_fit:
+        works = job | "Works to fit" >> beam.FlatMap(_to_fit) | "Spread" >> beam.Reshuffle()
+        first = SketchStage(prepared.config)
+        sketch = (
+            works
+            | "Sketch" >> beam.Map(_pass_over, first, home)
+            | "Merge sketches" >> beam.CombineGlobally(MergeParts())
+            | "Freeze scales" >> beam.Map(first.finalise)
+        )
+        frozen = beam.pvalue.AsSingleton(sketch)
+        model = (
+            works
+            | "Gather evidence" >> beam.Map(_pass_over, frozen, home)
+            | "Merge evidence" >> beam.CombineGlobally(MergeParts())
+            | "Fit" >> beam.Map(_finalised, frozen)
+        )
+    else:
+        model = job | "Known model" >> beam.Map(score_sets.known_model)
+    _ = (
+        job
+        | "Works to score" >> beam.FlatMap(_to_score)
+        | "Spread again" >> beam.Reshuffle()
+        | "Score" >> beam.Map(_score, beam.pvalue.AsSingleton(model), home)
+        | "Gather scores" >> beam.combiners.ToList()
+        | "Commit scores" >> beam.Map(_commit, beam.pvalue.AsSingleton(model), prepared)
+    )
+    return pipeline
+
+
+def _to_fit(prepared: score_sets.Prepared) -> tuple[scoring.Work, ...]:
+    return prepared.to_fit
+
+
+def _to_score(prepared: score_sets.Prepared) -> tuple[scoring.Work, ...]:
+    return prepared.to_score
+
+
+def _pass_over(work: scoring.Work, stage: Stage[Any], home: Home) -> scoring.Passed:
+    return _recorded(home, lambda: scoring.pass_over(stage, work))
+
+
+def _finalised(kept: dict[Any, Any], stage: Any) -> ReferenceModel:
+    model: ReferenceModel = stage.finalise(kept)
+    return model
+
+
+def _score(work: scoring.Work, model: ReferenceModel, home: Home) -> scoring.Scored:
+    outcome = _recorded(home, lambda: scoring.score(model, work))
+    progress.advance(home[1], outcome.episodes, outcome.steps)
+    return outcome
+
+
+def _commit(
+    scored: list[scoring.Scored], model: ReferenceModel, prepared: score_sets.Prepared
+) -> None:
+    home = (prepared.catalog, prepared.run_id)
+    _recorded(home, lambda: score_sets.finish(prepared, model, scoring.by_metrics(scored)))
+
+
+def _recorded(home: Home, function: Callable[[], R]) -> R:
+    """Calls a function; an error of ours is recorded, for a runner may not bring it home."""
+    try:
+        return function()
+    except PenstockError as error:
+        catalog, run_id = home
+        records.leave_failure(catalog.objects, run_id, error)
+        raise

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster
@@ -20,9 +22,13 @@ from distributed.comm import CommClosedError
 from pipeline.jobs import ingest, workers
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.report import IngestReport
+from pipeline.jobs.scoring import Mapper, Work
 from pipeline.jobs.spread import spread
 from schemas.errors import TransientError, UsageError
 from schemas.jobs import IngestJob
+
+S = TypeVar("S")
+R = TypeVar("R")
 
 CONNECT_SECONDS = 30
 WORKER_SECONDS = 120
@@ -67,6 +73,31 @@ def run_ingest(
         last = pool.submit(workers.commit, job, prepared, outcomes, address is not None)
         report: IngestReport = last.result()
         return report
+
+
+def mapper(client: Client) -> Mapper:
+    """Returns what maps the works of a metric run over a cluster's workers."""
+
+    def spread_over(
+        function: Callable[[S, Work], R], frozen: S, works: Sequence[Work]
+    ) -> Iterator[R]:
+        in_flight = max(MIN_IN_FLIGHT, IN_FLIGHT * sum(client.nthreads().values()))
+        # A task, and no scattered datum: if the worker that holds it dies, it is made again.
+        side = client.submit(_as_it_is, frozen, pure=False)
+        with client.get_executor(pure=False) as pool:
+            pairs = [(side, work) for work in works]
+            yield from spread(pool, partial(_called, function), pairs, in_flight=in_flight)
+
+    return spread_over
+
+
+def _as_it_is(frozen: S) -> S:
+    return frozen
+
+
+def _called(function: Callable[[S, Work], R], pair: tuple[S, Work]) -> R:
+    frozen, work = pair
+    return function(frozen, work)
 
 
 @contextmanager

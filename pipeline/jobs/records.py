@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.jobs.report import IngestReport
 from pipeline.store import layout
+from pipeline.store.objects import Objects
 from pipeline.store.store import open_store
 from schemas.errors import PenstockError, TransientError
 from schemas.jobs import IngestJob
@@ -38,8 +39,7 @@ def leave(job: IngestJob, outcome: IngestReport | PenstockError) -> None:
         "versions": _versions(),
     }
     if isinstance(outcome, PenstockError):
-        stated = {name: value for name, value in vars(outcome).items() if name[0] != "_"}
-        record |= {"outcome": "failed", "error": {"kind": outcome.kind, **stated}}
+        record |= _failure(outcome)
     else:
         is_new = outcome.episodes_added or outcome.episodes_replaced
         record |= {
@@ -67,12 +67,33 @@ def take(job: IngestJob) -> IngestReport:
             where=job.into,
         ) from None
     record = json.loads(data)
-    if "error" in record:
-        fields = record["error"]
-        raise _class_of(fields.pop("kind"))(**fields)
+    _raise_failure(record)
     report = record["report"]
     texts = {name: tuple(report[name]) for name in ("guesses", "warnings")}
     return IngestReport(**{**report, **texts})
+
+
+def leave_failure(objects: Objects, run_id: str, error: PenstockError) -> None:
+    """Records the error that ended a run; the first one counts."""
+    record = {**_failure(error), "host": socket.gethostname(), "ended_at": _iso(time.time())}
+    objects.put_if_absent(layout.run_record(run_id), json.dumps(record).encode())
+
+
+def raise_failure(objects: Objects, run_id: str) -> None:
+    """Raises the error that a run recorded, if it did."""
+    with contextlib.suppress(FileNotFoundError):
+        _raise_failure(json.loads(objects.read(layout.run_record(run_id))))
+
+
+def _failure(error: PenstockError) -> dict[str, Any]:
+    stated = {name: value for name, value in vars(error).items() if name[0] != "_"}
+    return {"outcome": "failed", "error": {"kind": error.kind, **stated}}
+
+
+def _raise_failure(record: dict[str, Any]) -> None:
+    if "error" in record:
+        fields = dict(record["error"])
+        raise _class_of(fields.pop("kind"))(**fields)
 
 
 def _iso(seconds: float) -> str:

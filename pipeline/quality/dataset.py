@@ -7,10 +7,12 @@ independent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.quality.details import reference_details
 from pipeline.quality.reference import ReferenceModel
@@ -39,90 +41,129 @@ def dataset_values(
         if name not in scores.column_names:
             raise UsageError(f"Expected scores with the column {name!r}, it is not there.")
     lengths = _numbers(scores, "length")
-    tasks = (
-        np.array([task or "" for task in scores["task"].to_pylist()], object)
-        if "task" in scores.column_names
-        else np.full(len(lengths), "", object)
-    )
-    return {
-        name: _share(scores[name])
-        if METRICS[name].is_text
-        else _value(name, _numbers(scores, name), lengths, tasks, model, config)
-        for name in names
-    }
+    tasks = _tasks(scores)
+    numbers = {name: _numbers(scores, name) for name in names if not METRICS[name].is_text}
+    errors = _standard_errors(numbers, lengths, config)
+    values = {}
+    for name in names:
+        if METRICS[name].is_text:
+            values[name] = _share(scores[name], lengths)
+            continue
+        found = _value(name, numbers[name], lengths, tasks)
+        if METRICS[name].relative and found.value is not None:
+            details = {**found.details, "reference": reference_details(name, model)}
+            found = found.model_copy(update={"details": details})
+        values[name] = found.model_copy(update={"standard_error": errors[name]})
+    return values
 
 
-def _share(texts: pa.ChunkedArray) -> MetricValue:
+def _share(texts: pa.ChunkedArray, lengths: np.ndarray) -> MetricValue:
     """The share of episodes that have a text."""
     count = len(texts)
     said = count - texts.null_count
     return MetricValue(
         value=said / count if count else None,
         episodes=count,
+        rows=int(lengths.sum()),
         coverage=1.0 if count else 0.0,
         details={"episodes_named": said},
     )
 
 
 def _value(
-    name: str,
-    values: np.ndarray,
-    lengths: np.ndarray,
-    tasks: np.ndarray,
-    model: ReferenceModel,
-    config: MeasureConfig,
+    name: str, values: np.ndarray, lengths: np.ndarray, tasks: tuple[list[str], np.ndarray]
 ) -> MetricValue:
+    """One metric's value, without its standard error."""
     scored = np.isfinite(values)
     coverage = float(scored.mean()) if len(values) else 0.0
-    values, tasks, steps = values[scored], tasks[scored], lengths[scored]
+    steps, values = lengths[scored], values[scored]
     if not len(values):
-        return MetricValue(value=None, episodes=0, coverage=coverage)
-    by_steps = METRICS[name].weight == "steps"
-    weights = steps if by_steps else np.ones_like(steps)
-    details: dict[str, Any] = {
-        "episode_mean": float(values.mean()),
-        "quantiles": dict(
-            zip(map(str, QUANTILES), map(float, np.quantile(values, QUANTILES)), strict=True)
-        ),
-        "tasks": {
-            task: {
-                "value": _mean(values[tasks == task], weights[tasks == task]),
-                "episodes": int((tasks == task).sum()),
-                "steps": int(steps[tasks == task].sum()),
-            }
-            for task in sorted(set(tasks))
-        },
-    }
-    if METRICS[name].relative:
-        details["reference"] = reference_details(name, model)
+        return MetricValue(value=None, episodes=0, rows=0, coverage=coverage)
+    weights = _weights(name, steps)
     return MetricValue(
         value=_mean(values, weights),
-        standard_error=standard_error(values, weights, config.bootstrap, config.seed),
         episodes=len(values),
+        rows=int(steps.sum()),
         coverage=coverage,
-        details=details,
+        details={
+            "episode_mean": float(values.mean()),
+            "quantiles": dict(
+                zip(map(str, QUANTILES), map(float, np.quantile(values, QUANTILES)), strict=True)
+            ),
+            "tasks": _by_task(values, weights, steps, (tasks[0], tasks[1][scored])),
+        },
     )
 
 
-def standard_error(
+def _by_task(
+    values: np.ndarray, weights: np.ndarray, steps: np.ndarray, tasks: tuple[list[str], np.ndarray]
+) -> dict[str, Any]:
+    """Value, episodes and steps of each task."""
+    names, owners = tasks
+    order = np.argsort(owners, kind="stable")
+    present, starts = np.unique(owners[order], return_index=True)
+    return {
+        names[task]: {
+            "value": _mean(values[rows], weights[rows]),
+            "episodes": len(rows),
+            "steps": int(steps[rows].sum()),
+        }
+        for task, rows in zip(present, np.split(order, starts[1:]), strict=True)
+    }
+
+
+def _tasks(scores: pa.Table) -> tuple[list[str], np.ndarray]:
+    """The tasks' names in order, and (E,) each episode's place among them."""
+    if "task" not in scores.column_names:
+        return [""], np.zeros(scores.num_rows, np.int64)
+    filled = scores["task"].cast(pa.string()).fill_null("").combine_chunks()
+    names = sorted(filled.unique().to_pylist())
+    owners = pc.index_in(filled, value_set=pa.array(names, pa.string()))
+    return names, owners.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _weights(name: str, steps: np.ndarray) -> np.ndarray:
+    return steps if METRICS[name].weight == "steps" else np.ones_like(steps)
+
+
+def _standard_errors(
+    numbers: Mapping[str, np.ndarray], lengths: np.ndarray, config: MeasureConfig
+) -> dict[str, float | None]:
+    """Standard errors by metric; metrics of the same episodes share their resamples."""
+    alike: dict[bytes, list[str]] = {}
+    for name, values in numbers.items():
+        alike.setdefault(np.isfinite(values).tobytes(), []).append(name)
+    errors: dict[str, float | None] = {}
+    for names in alike.values():
+        scored = np.isfinite(numbers[names[0]])
+        values = np.stack([numbers[name][scored] for name in names])
+        weights = np.stack([_weights(name, lengths[scored]) for name in names])
+        found = standard_errors(values, weights, config.bootstrap, config.seed)
+        errors.update(zip(names, found, strict=True))
+    return errors
+
+
+def standard_errors(
     values: np.ndarray, weights: np.ndarray, resamples: int, seed: int
-) -> float | None:
-    """Returns the bootstrap standard error of a weighted mean; None where there is none.
+) -> list[float | None]:
+    """Returns the bootstrap standard errors of weighted means; None where there are none.
 
     Args:
-        values: (E,) episode scores.
-        weights: (E,) steps, or ones.
+        values: (M, E) episode scores of M metrics.
+        weights: (M, E) steps, or ones.
         resamples: bootstrap size; below 2 there is no error.
         seed: of the resampling.
     """
-    if resamples < 2 or len(values) < 2:
-        return None
+    count = values.shape[1]
+    if resamples < 2 or count < 2:
+        return [None] * len(values)
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    weighted = values * weights
+    means = np.empty((resamples, len(values)))
     for resample in range(resamples):
-        drawn = rng.integers(len(values), size=len(values))
-        means[resample] = _mean(values[drawn], weights[drawn])
-    return float(means.std(ddof=1))
+        times = np.bincount(rng.integers(count, size=count), minlength=count)
+        means[resample] = (weighted @ times) / np.maximum(weights @ times, 1.0)
+    return [float(error) for error in means.std(axis=0, ddof=1)]
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:

@@ -11,7 +11,6 @@ again.
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,38 +55,49 @@ def signatures(placed: Placed) -> np.ndarray:
     return found
 
 
-def originals(found: Sequence[bytes | None]) -> list[int | None]:
+def originals(
+    found: Sequence[bytes | None], asked: np.ndarray | None = None, copies: np.ndarray | None = None
+) -> list[int | None]:
     """Returns for each episode the position of the earlier one that it is a copy of, or None.
 
     An original is never a copy itself: the first of several equal episodes stands for all.
 
     Args:
         found: signatures as bytes, in the version's order; None where there is none.
+        asked: (E,) bool, the episodes to answer for; by default all.
+        copies: (E,) bool, those that are not asked for and known to be copies of others.
     """
     answer: list[int | None] = [None] * len(found)
-    groups: dict[int, list[int]] = defaultdict(list)
+    is_asked = np.ones(len(found), bool) if asked is None else asked
+    is_copy = np.zeros(len(found), bool) if copies is None else copies.copy()
+    present = np.array([data is not None for data in found], bool)
     table = np.zeros(len(found), SIGNATURE)
-    for position, data in enumerate(found):
-        if data is not None:
-            table[position] = np.frombuffer(data, SIGNATURE)[0]
-            groups[int(table[position]["layout"])].append(position)
-    for positions in groups.values():
-        members = np.array(positions)
+    table[present] = np.frombuffer(b"".join(data for data in found if data is not None), SIGNATURE)
+    for layout in np.unique(table["layout"][present & is_asked]):
+        members = np.flatnonzero(present & (table["layout"] == layout))
         own = table[members]
-        near = cKDTree(own["vector"]).query_ball_point(own["vector"], NEAR, return_sorted=True)
-        for at, others in enumerate(near):
+        wanted = np.flatnonzero(is_asked[members])
+        tree = cKDTree(own["vector"])
+        near = tree.query_ball_point(own["vector"][wanted], NEAR, return_sorted=True)
+        for at, others in zip(wanted, near, strict=True):
             for other in others:
                 if other >= at:
                     break
-                if answer[members[other]] is None and _same(own[at], own[other]):
+                if not is_copy[members[other]] and _same(own[at], own[other]):
                     answer[members[at]] = int(members[other])
+                    is_copy[members[at]] = True
                     break
     return answer
 
 
-def named_originals(ids: Sequence[str], found: Sequence[bytes | None]) -> list[str | None]:
+def named_originals(
+    ids: Sequence[str],
+    found: Sequence[bytes | None],
+    asked: np.ndarray | None = None,
+    copies: np.ndarray | None = None,
+) -> list[str | None]:
     """Returns `originals` by id."""
-    return [None if at is None else ids[at] for at in originals(found)]
+    return [None if at is None else ids[at] for at in originals(found, asked, copies)]
 
 
 def _same(one: np.void, two: np.void) -> bool:

@@ -37,6 +37,10 @@ class Stage(Protocol[P_co]):
         """The run's settings."""
         ...
 
+    def of_spec(self, spec: str) -> Stage[P_co]:
+        """Returns the pass over one spec's episodes, by layouts that name no spec."""
+        ...
+
     def measure(self, block: Block) -> P_co | None:
         """Returns what to keep of one block, if anything."""
         ...

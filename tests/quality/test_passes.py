@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.quality.dataset import dataset_values, standard_error
+from pipeline.quality.dataset import dataset_values, standard_errors
 from pipeline.quality.passes import accumulate, merge
 from pipeline.quality.reference import ReferenceModel, from_arrays
 from pipeline.quality.registry import METRICS, chosen, versions
@@ -192,7 +192,10 @@ def test_dataset_diversity_is_the_step_weighted_mean_of_episodes() -> None:
 
 def test_bootstrap_error_is_the_textbook_one() -> None:
     scores = np.random.default_rng(0).normal(size=400)
-    error = standard_error(scores, np.ones(400), 2000, seed=1)
-    assert error == pytest.approx(scores.std() / 20, rel=0.1)
-    assert standard_error(scores[:1], np.ones(1), 200, 0) is None
-    assert standard_error(scores, np.ones(400), 0, 0) is None
+    both = np.stack([scores, 3 * scores])
+    one, three = standard_errors(both, np.ones((2, 400)), 2000, seed=1)
+    assert one == pytest.approx(scores.std() / 20, rel=0.1)
+    assert one is not None
+    assert three == pytest.approx(3 * one, rel=1e-12)
+    assert standard_errors(both[:, :1], np.ones((2, 1)), 200, 0) == [None, None]
+    assert standard_errors(both, np.ones((2, 400)), 0, 0) == [None, None]

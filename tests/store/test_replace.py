@@ -107,12 +107,19 @@ def test_dropped_and_erased_ids_stay_away(store: Store) -> None:
 # -- scores ------------------------------------------------------------------------------------
 
 
+def _scored(store: Store) -> list[str]:
+    """Ids of the episodes that the score set holds a divergence of."""
+    state = store.version().state
+    found: list[str] = scored_ids(store.catalog, state, "s1", "action_divergence").to_pylist()
+    return found
+
+
 def test_scores_do_not_pass_to_other_content(store: Store) -> None:
     score(store, {"e0": 0.0, "e1": 0.1, "e2": 0.2, "e3": 0.3})
     store.append([episode("e1", seed=1)], on_change="replace")
     assert column(store) == {"e0": 0.0, "e2": 0.2, "e3": 0.3, "e1": None}
     assert column(store, "main:2")["e1"] == 0.1, "older versions show what they showed"
-    assert "e1" not in scored_ids(store.catalog, store.version().state, "s1").to_pylist()
+    assert "e1" not in _scored(store)
     with pytest.raises(UnscoredError):
         store.version().where("action_divergence < 0.2")
     score(store, {"e1": 0.9})
