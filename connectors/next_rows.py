@@ -14,9 +14,12 @@ import numpy as np
 def differing_rows(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns (N,) bool: rows of two (N, ...) arrays that differ; NaN equals NaN."""
     differ = left != right
-    if left.dtype.kind == "f":
-        differ &= ~(np.isnan(left) & np.isnan(right))
-    return np.asarray(differ.any(axis=tuple(range(1, differ.ndim))))
+    found = np.asarray(differ.any(axis=tuple(range(1, differ.ndim))))
+    if left.dtype.kind == "f" and found.any():  # of most rows nobody has to ask for NaN
+        at = np.flatnonzero(found)
+        both_nan = np.isnan(left[at]) & np.isnan(right[at])
+        found[at] = (differ[at] & ~both_nan).any(axis=tuple(range(1, differ.ndim)))
+    return found
 
 
 def breaks(observations: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
@@ -38,9 +41,9 @@ def with_finals(
     """
     rows = len(observations) + len(ends)
     joined = np.empty((rows, *observations.shape[1:]), observations.dtype)
-    last = ends + np.arange(len(ends))
-    is_final = np.zeros(rows, bool)
-    is_final[last] = True
-    joined[~is_final] = observations
-    joined[last] = next_observations[ends - 1]
+    first = 0
+    for episode, end in enumerate(ends.tolist()):
+        joined[first + episode : end + episode] = observations[first:end]
+        first = end
+    joined[ends + np.arange(len(ends))] = next_observations[ends - 1]
     return joined

@@ -73,8 +73,37 @@ def to_rows(episode: Episode) -> dict[str, Rows]:
 
 def join_rows(episodes: Iterable[Episode]) -> dict[str, Rows]:
     """Returns the rows of several episodes of one layout, one after the other."""
-    blocks = [to_rows(episode) for episode in episodes]
-    return {name: join([block[name] for block in blocks]) for name in blocks[0]}
+    kept = list(episodes)
+    ends = np.cumsum([episode.length + 1 for episode in kept])
+    held = [episode.arrays for episode in kept]
+    joined = {name: _join_field([arrays[name] for arrays in held], ends) for name in held[0]}
+    for name in ("terminated", "truncated"):
+        joined[name] = _join_arrays([getattr(episode, name) for episode in kept], ends)
+    valid = np.ones(ends[-1], bool)
+    valid[ends - 1] = False
+    seen = np.ones(ends[-1], bool)
+    seen[ends - 1] = [episode.final_observation == "present" for episode in kept]
+    return {**joined, "valid": valid, "observation_valid": seen}
+
+
+def _join_field(pieces: list[Rows], ends: np.ndarray) -> Rows:
+    arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
+    if len(arrays) == len(pieces):
+        return _join_arrays(arrays, ends)
+    lengths = np.diff(ends, prepend=0).tolist()
+    return join([_pad(piece, rows) for piece, rows in zip(pieces, lengths, strict=True)])
+
+
+def _join_arrays(pieces: list[np.ndarray], ends: np.ndarray) -> np.ndarray:
+    """Copies each array once: those that lack their last row are padded where they end up."""
+    first = pieces[0]
+    joined = np.empty((ends[-1], *first.shape[1:]), first.dtype)
+    start = 0
+    for piece, end in zip(pieces, ends.tolist(), strict=True):
+        joined[start : start + len(piece)] = piece
+        joined[start + len(piece) : end] = np.nan if first.dtype.kind == "f" else 0
+        start = end
+    return joined
 
 
 def cut_padding(name: str, rows: Rows, final_observation: str, full_extra: bool) -> Rows:

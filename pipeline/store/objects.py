@@ -118,13 +118,14 @@ class LocalObjects:
         """See `Objects.put`."""
         with _typed_errors(self.url):
             made: set[Path] = set()
-            touched = set()
+            touched: dict[str, Path] = {}
             for key, data in files.items():
-                path = self.root / key
-                made |= self._make_folders(path.parent)
-                self._disk.create(path, data)
-                touched.add(path.parent)
-            self._sync(made, touched)
+                name, _, file = key.rpartition("/")
+                if name not in touched:
+                    touched[name] = self.root / name
+                    made |= self._make_folders(touched[name])
+                self._disk.create(touched[name] / file, data)
+            self._sync(made, touched.values())
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See `Objects.put_if_absent`.
