@@ -18,6 +18,7 @@ from pipeline.cli import (
     maintain,
     measure,
     names,
+    report,
 )
 from pipeline.cli.output import emit, note
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (demo, ingest, formats, look, names, measure, curate, maintain, learn, bench):
+for group in (demo, ingest, formats, look, names, measure, report, curate, maintain, learn, bench):
     group.register(app)
 
 
