@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from pipeline.jobs.scoring import Work, works_of
 from pipeline.quality import registry
-from pipeline.quality.dataset import dataset_values
+from pipeline.quality.dataset import GROUPS, dataset_values
 from pipeline.quality.duplicates import named_originals
 from pipeline.quality.reference import ReferenceModel, from_arrays
-from pipeline.quality.score import SIGNATURES
+from pipeline.quality.score import SIGNATURES, VISITED
 from pipeline.store import layout
 from pipeline.store.catalog import Catalog
 from pipeline.store.reader import Version
@@ -230,11 +230,16 @@ def finish(prepared: Prepared, model: ReferenceModel, scored: Sequence[pa.Table]
     """
     version = prepared.measured()
     fresh = [_with_copies(version, prepared, table, scored) for table in scored]
-    joined = version.episodes(columns=["episode_id", "task", *FACTS])
+    everything = version.episodes()
+    known = ["episode_id", "task", *FACTS, *(n for n in GROUPS if n in everything.column_names)]
+    joined = everything.select(known)
     for name in registry.chosen(prepared.config):
         if name not in FACTS:
             column = _column(version, prepared.score_set, fresh, joined["episode_id"], name)
             joined = joined.append_column(name, column)
+    if "unique_share" in registry.chosen(prepared.config):
+        seen = _column(version, prepared.score_set, fresh, joined["episode_id"], VISITED)
+        joined = joined.append_column(VISITED, seen.cast(pa.binary()))
     values = dataset_values(joined, model, prepared.config)
     shown = version.state.metrics
     is_news = any(

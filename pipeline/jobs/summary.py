@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.quality.registry import METRICS
+from pipeline.quality.registry import DERIVED, METRICS
 from pipeline.store.store import Store, Version
 from schemas.errors import UsageError
 from schemas.packed import Packed, Rows, Video
@@ -72,19 +73,23 @@ def metric_values(version: Version, table: pa.Table) -> dict[str, dict[str, Any]
 
     The value that was measured holds for the episodes measured then. Where a version has others
     (it was curated, or has grown), the mean of its scored episodes is shown, over steps or over
-    episodes as the metric says.
+    episodes as the metric says; nothing for a value that is no mean.
     """
     found = {}
     for name, record in version.state.metrics.items():
-        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        column = table[DERIVED[name].source if name in DERIVED else name]
+        if name in METRICS and METRICS[name].is_text:  # the share of episodes that have a text
+            column = pc.is_valid(column)
+        values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
         scored = np.isfinite(values)
         lengths = table["length"].to_numpy().astype(float)
         by_steps = METRICS[name].weight == "steps" if name in METRICS else True
         weights = (lengths if by_steps else np.ones(len(values)))[scored]
         same = int(scored.sum()) == record.value.episodes and scored.all()
         mean = float(np.average(values[scored], weights=weights)) if weights.sum() else None
+        is_mean = name not in DERIVED and name != "unique_share"
         found[name] = {
-            "value": record.value.value if same else mean,
+            "value": record.value.value if same else mean if is_mean else None,
             "standard_error": record.value.standard_error if same else None,
             "score_set": record.score_set,
             "coverage": float(scored.mean()) if len(scored) else 0.0,

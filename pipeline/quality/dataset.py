@@ -17,9 +17,13 @@ import pyarrow.compute as pc
 from pipeline.quality.details import reference_details
 from pipeline.quality.reference import ReferenceModel
 from pipeline.quality.registry import METRICS, chosen
+from pipeline.quality.score import VISITED
+from pipeline.quality.values import by_group, return_values, visited_values
 from schemas.errors import UsageError
 from schemas.metrics import MeasureConfig, MetricValue
 
+GROUPS = ("policy", "operator")
+"""Columns whose groups of episodes get values of their own."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -29,7 +33,8 @@ def dataset_values(
     """Returns one value per chosen metric.
 
     Args:
-        scores: a row per episode: the chosen metrics' columns, `length`, and `task` if known.
+        scores: a row per episode: the chosen metrics' columns, `length`, and where they are known
+            `task`, `policy`, `operator` and the sketches `VISITED`.
         model: the reference that the scores are relative to.
         config: the run's settings.
 
@@ -53,8 +58,30 @@ def dataset_values(
         if METRICS[name].relative and found.value is not None:
             details = {**found.details, "reference": reference_details(name, model)}
             found = found.model_copy(update={"details": details})
+        found = _with_groups(name, found, numbers[name], lengths, scores)
         values[name] = found.model_copy(update={"standard_error": errors[name]})
+    if "episode_return" in values:
+        values |= return_values(numbers["episode_return"], lengths, config)
+    if "unique_share" in values and VISITED in scores.column_names:
+        for name, whole in visited_values(scores, lengths, model).items():
+            before = values[name].details if name in values else {}
+            values[name] = whole.model_copy(update={"details": {**before, **whole.details}})
     return values
+
+
+def _with_groups(
+    name: str, found: MetricValue, values: np.ndarray, lengths: np.ndarray, scores: pa.Table
+) -> MetricValue:
+    """A value with those of each policy and operator, where episodes have any."""
+    columns = [column for column in GROUPS if column in scores.column_names]
+    groups = {
+        column: by_group(values, _weights(name, lengths), scores[column].to_pylist())
+        for column in columns
+    }
+    said = {column: group for column, group in groups.items() if group}
+    if not said:
+        return found
+    return found.model_copy(update={"details": {**found.details, "groups": said}})
 
 
 def _share(texts: pa.ChunkedArray, lengths: np.ndarray) -> MetricValue:

@@ -24,6 +24,8 @@ def reference_details(name: str, model: ReferenceModel) -> list[dict[str, Any]]:
         "transition_diversity": _transitions,
         "state_similarity": _surroundings,
         "coverage": _surroundings,
+        "action_divergence_modes": _surroundings,
+        "unique_share": _visited,
     }[name]
     return [
         {
@@ -74,6 +76,17 @@ def _surroundings(group: GroupModel) -> dict[str, Any]:
         "states": len(known.points),
         "dims": int(known.points.shape[1]),
         "radius": float(known.radius),
+    }
+
+
+def _visited(group: GroupModel) -> dict[str, Any]:
+    if group.visited is None:
+        return {}
+    return {
+        "distinct": group.visited.seen.estimate,
+        "dims": len(group.visited.low),
+        "reduced": group.visited.projection.shape[1] > 0,
+        "bins_hit": [float(share) for share in group.visited.hit.mean(1)],
     }
 
 

@@ -15,8 +15,9 @@ from pipeline.quality.fits import fit_clusters
 from pipeline.quality.moments import CrossMoments, measure
 from pipeline.quality.moments import merge as merge_moments
 from pipeline.quality.normalizer import ActionScale, StateScale
-from pipeline.quality.reference import GroupModel, Members, ReferenceModel
+from pipeline.quality.reference import GroupModel, Members, ReferenceModel, of_spec
 from pipeline.quality.surroundings import Surroundings
+from pipeline.quality.visited import Visited, visit
 from schemas.metrics import MeasureConfig
 
 
@@ -29,6 +30,8 @@ class Frame:
     targets: ActionScale
     centroids: np.ndarray  # (C, D) float64
     surroundings: Surroundings | None
+    visited: Visited
+    """Limits of bins."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Evidence:
 
     policy: CrossMoments
     dynamics: CrossMoments
+    visited: Visited
     fingerprints: np.ndarray  # (E,) uint64, of the episodes seen
 
     def merge(self, other: Evidence) -> Evidence:
@@ -44,6 +48,7 @@ class Evidence:
         return Evidence(
             merge_moments(self.policy, other.policy),
             merge_moments(self.dynamics, other.dynamics),
+            self.visited.merge(other.visited),
             np.concatenate([self.fingerprints, other.fingerprints]),
         )
 
@@ -54,6 +59,10 @@ class FitStage:
 
     config: MeasureConfig
     frames: Mapping[Layout, Frame]
+
+    def of_spec(self, spec: str) -> FitStage:
+        """Returns the pass over one spec's episodes, by layouts that name no spec."""
+        return FitStage(self.config, of_spec(self.frames, spec))
 
     def measure(self, block: Block) -> Evidence | None:
         """Returns the evidence of one block; None for a layout that the first pass did not see."""
@@ -71,6 +80,7 @@ class FitStage:
                 x[acting], frame.targets.encode(block.targets[acting]), labels[acting], clusters
             ),
             measure(drives, change, labels[moving], clusters),
+            visit(frame.visited, block),
             block.fingerprints,
         )
 
@@ -96,6 +106,7 @@ def _group(layout: Layout, frame: Frame, evidence: Evidence) -> GroupModel:
         frame.centroids,
         frame.surroundings,
         Members(distinct, copies.astype(np.float64)),
+        visited=evidence.visited,
         policy=fit_clusters(evidence.policy),
         dynamics=fit_clusters(evidence.dynamics) if evidence.dynamics.yy.shape[1] else None,
     )

@@ -76,13 +76,17 @@ def smoothness(episode: Episode) -> float:
     There is none without continuous actions, below 8 steps, with values that are not finite, or
     for an episode that never moves. Episodes of unknown rate are read up to half of it.
     """
+    speed = action_speed(episode)
+    return float("nan") if speed is None else sparc(speed, episode.fps or 2 * MOST_RATE)
+
+
+def action_speed(episode: Episode) -> np.ndarray | None:
+    """Returns (T,) norms of the continuous actions; None where they make no spectrum."""
     actions = _flat(episode, continuous=True)
     if actions is None or len(actions) < LEAST_STEPS:
-        return float("nan")
+        return None
     speed = np.linalg.norm(actions, axis=1)
-    if not np.isfinite(speed).all() or not speed.any():
-        return float("nan")
-    return sparc(speed, episode.fps or 2 * MOST_RATE)
+    return speed if np.isfinite(speed).all() and speed.any() else None
 
 
 def sparc(speed: np.ndarray, rate: float) -> float:

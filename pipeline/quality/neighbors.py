@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -34,8 +35,8 @@ CALIBRATION = 500
 RECALL = 0.98
 """Share of true neighbours that an approximate index must find."""
 _CALIBRATED = 17
-_OWN = 80
-"""Neighbours of its own episode that a query is first assumed to have."""
+_OWN = 16
+"""Neighbours of its own episode that a query is first assumed to have, at most."""
 _BATCH = 8_192
 _FLAT_VALUES = 1 << 25
 """Distances that flat search holds at a time."""
@@ -69,6 +70,11 @@ class NeighborIndex:
     """Share of true neighbours found, measured; 1 for the exact ones."""
     search: _Search
 
+    @cached_property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The groups in order, and how many points each has."""
+        return np.unique(self.groups, return_counts=True)
+
     def query(self, points: np.ndarray, k: int, groups: np.ndarray | None = None) -> Neighbors:
         """Returns the k nearest points of other groups.
 
@@ -98,9 +104,13 @@ class NeighborIndex:
         distances = np.full((len(points), k), np.inf)
         rows = np.full((len(points), k), -1, np.int64)
         waiting = np.arange(len(points))
+        names, sizes = self.sizes
+        at = np.minimum(np.searchsorted(names, groups), len(names) - 1)
+        own_rows = np.where(names[at] == groups, sizes[at], 0)
         asked = k + _OWN
         while len(waiting):
-            asked = min(asked, len(self.points))
+            # All points of its own episode and k more are always enough.
+            asked = min(asked, k + int(own_rows[waiting].max()), len(self.points))
             found = self.search.nearest(points[waiting], asked)
             own = (found.rows < 0) | (self.groups[found.rows] == groups[waiting, None])
             order = np.argsort(own, axis=1, kind="stable")[:, :k]
@@ -111,7 +121,7 @@ class NeighborIndex:
             )
             rows[waiting, :width] = np.where(others, -1, np.take_along_axis(found.rows, order, 1))
             # Fewer than k others were among those asked for: ask these again, for more.
-            short = (~own).sum(1) < k
+            short = ((~own).sum(1) < k) & (asked < k + own_rows[waiting])
             waiting = waiting[short] if asked < len(self.points) else waiting[:0]
             asked *= 4
         return Neighbors(distances, rows)

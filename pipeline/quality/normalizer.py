@@ -98,6 +98,11 @@ def merge_ranges(one: Range, two: Range) -> Range:
     return Range(np.minimum(one.low, two.low), np.maximum(one.high, two.high))
 
 
+def side_by_side(one: Range, two: Range) -> Range:
+    """Returns the range of the columns of both."""
+    return Range(np.concatenate([one.low, two.low]), np.concatenate([one.high, two.high]))
+
+
 def fit_states(
     moments: CrossMoments, span: Range, pca_dims: int, action_columns: int
 ) -> StateScale:

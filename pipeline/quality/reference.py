@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,8 +19,11 @@ from pipeline.quality.fits import ClusterFits
 from pipeline.quality.moments import CrossMoments
 from pipeline.quality.normalizer import ActionScale, StateScale
 from pipeline.quality.surroundings import Surroundings
+from pipeline.quality.visited import Visited
 from schemas.errors import DamagedStoreError
 from schemas.metrics import MeasureConfig
+
+P = TypeVar("P")
 
 FIRST_SPEC = "default"
 """The spec whose layouts name none."""
@@ -62,6 +65,8 @@ class GroupModel:
     """Action on state; None where the task has too few rows."""
     dynamics: ClusterFits | None
     """Change of state on state and action; None where it has too few rows."""
+    visited: Visited | None = None
+    """Bins of states and actions; None in models of before they were counted."""
 
     def place(self, block: Block) -> Placed:
         """Returns a block's rows among this model's clusters."""
@@ -96,12 +101,7 @@ class ReferenceModel:
 
     def of_spec(self, spec: str) -> ReferenceModel:
         """Returns the models of one spec's layouts, by layouts that name no spec."""
-        groups = {
-            replace(layout, spec=None): group
-            for layout, group in self.groups.items()
-            if (layout.spec or FIRST_SPEC) == spec
-        }
-        return ReferenceModel(self.config, groups)
+        return ReferenceModel(self.config, of_spec(self.groups, spec))
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Returns the model as named arrays and a JSON-able document."""
@@ -111,8 +111,9 @@ class ReferenceModel:
             for part in ("states", "controls", "targets", "members"):
                 _put(arrays, f"{number}/{part}", getattr(group, part))
             arrays[f"{number}/centroids"] = group.centroids
-            if group.surroundings is not None:
-                _put(arrays, f"{number}/surroundings", group.surroundings)
+            for part in ("surroundings", "visited"):
+                if getattr(group, part) is not None:
+                    _put(arrays, f"{number}/{part}", getattr(group, part))
             strengths = {}
             for part, fit in (("policy", group.policy), ("dynamics", group.dynamics)):
                 if fit is not None:
@@ -124,14 +125,19 @@ class ReferenceModel:
         return arrays, {"format": FORMAT, "config": config, "groups": groups}
 
 
-def of_specs(models: Mapping[str, ReferenceModel], config: MeasureConfig) -> ReferenceModel:
-    """Returns the models of several specs as one; inverse of `ReferenceModel.of_spec`."""
-    groups = {}
-    for spec, model in models.items():
-        for layout, group in model.groups.items():
-            named = replace(layout, spec=None if spec == FIRST_SPEC else spec)
-            groups[named] = replace(group, layout=named)
-    return ReferenceModel(config, groups)
+def of_spec(parts: Mapping[Layout, P], spec: str) -> dict[Layout, P]:
+    """Returns what there is of one spec's layouts, by layouts that name no spec."""
+    return {
+        replace(layout, spec=None): part
+        for layout, part in parts.items()
+        if (layout.spec or FIRST_SPEC) == spec
+    }
+
+
+def with_spec(parts: Mapping[Layout, P], spec: str) -> dict[Layout, P]:
+    """Inverse of `of_spec`."""
+    name = None if spec == FIRST_SPEC else spec
+    return {replace(layout, spec=name): part for layout, part in parts.items()}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> ReferenceModel:
@@ -158,6 +164,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -
                 surroundings=_get(Surroundings, arrays, f"{number}/surroundings")
                 if f"{number}/surroundings/points" in arrays
                 else None,
+                visited=_get(Visited, arrays, f"{number}/visited")
+                if f"{number}/visited/sketch" in arrays
+                else None,
                 members=_get(Members, arrays, f"{number}/members"),
                 policy=_get_fit(arrays, f"{number}/policy", entry["strengths"].get("policy")),
                 dynamics=_get_fit(arrays, f"{number}/dynamics", entry["strengths"].get("dynamics")),
@@ -171,11 +180,14 @@ def from_arrays(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -
 
 def _put(arrays: dict[str, np.ndarray], prefix: str, value: Any) -> None:
     for item in fields(value):
-        arrays[f"{prefix}/{item.name}"] = getattr(value, item.name)
+        if getattr(value, item.name) is not None:
+            arrays[f"{prefix}/{item.name}"] = getattr(value, item.name)
 
 
 def _get(kind: type[Any], arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
-    return kind(*(arrays[f"{prefix}/{item.name}"] for item in fields(kind)))
+    named = {item.name: f"{prefix}/{item.name}" for item in fields(kind)}
+    optional = {item.name for item in fields(kind) if item.default is None}
+    return kind(**{n: arrays[at] for n, at in named.items() if n not in optional or at in arrays})
 
 
 def _get_fit(

@@ -27,6 +27,8 @@ class Metric:
     """True if a score depends on a frozen reference model."""
     is_text: bool = False
     """True if episodes get a text rather than a number; the dataset value is the share that do."""
+    is_default: bool = True
+    """False if it is computed only where it is named."""
 
 
 METRICS: dict[str, Metric] = {
@@ -59,6 +61,15 @@ METRICS: dict[str, Metric] = {
             True,
         ),
         Metric(
+            "action_divergence_modes",
+            "1",
+            "standardised action^2",
+            "Mean squared distance to the 3 nearest of the actions of 16 similar states in other "
+            "episodes: low for a demonstrator of several consistent ways.",
+            "steps",
+            True,
+        ),
+        Metric(
             "transition_diversity",
             "1",
             "nats",
@@ -69,7 +80,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "state_similarity",
-            "1",
+            "2",
             "share",
             "Share of other episodes' reference states within a fixed radius of a step's state.",
             "steps",
@@ -77,10 +88,18 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "coverage",
-            "1",
+            "2",
             "nats",
             "Surprise of a step's state among other episodes' reference states; its mean over the "
             "reference is the entropy of its scaled states.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "unique_share",
+            "1",
+            "share",
+            "Distinct bins of state and action per step.",
             "steps",
             True,
         ),
@@ -95,6 +114,14 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("length", "1", "steps", "Steps of the episode.", "episodes", False),
         Metric("episode_return", "1", "reward", "Undiscounted sum of rewards.", "episodes", False),
+        Metric(
+            "sparsity",
+            "1",
+            "share",
+            "Share of steps whose reward is 0.",
+            "steps",
+            False,
+        ),
         Metric(
             "idle_fraction",
             "1",
@@ -113,6 +140,16 @@ METRICS: dict[str, Metric] = {
             False,
         ),
         Metric(
+            "jerk",
+            "1",
+            "log dimensionless jerk",
+            "Smoothness of the low-passed action speed: -5.3 for a minimum-jerk reach, lower for "
+            "jerkier motion.",
+            "episodes",
+            False,
+            is_default=False,
+        ),
+        Metric(
             "integrity",
             "1",
             "share",
@@ -125,23 +162,79 @@ METRICS: dict[str, Metric] = {
 }
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A value that a version has as a whole and an episode has not."""
+
+    name: str
+    version: str
+    unit: str
+    description: str
+    source: str
+    """The metric whose scores it is made of; it is there where that is."""
+
+
+DERIVED: dict[str, Derived] = {
+    value.name: value
+    for value in (
+        Derived(
+            "trajectory_quality",
+            "1",
+            "share",
+            "Mean return, 0 being a random policy's and 1 a reference policy's (TQ); null where "
+            "these are not given.",
+            "episode_return",
+        ),
+        Derived(
+            "return_improvement",
+            "1",
+            "share",
+            "Largest return less the mean one, by the size of the mean (ERI): what could be "
+            "gained by imitating the best episodes.",
+            "episode_return",
+        ),
+        Derived(
+            "return_spread",
+            "1",
+            "reward^2",
+            "Mean squared excess of returns over their mean (positive-sided variance, PSV).",
+            "episode_return",
+        ),
+        Derived(
+            "saco",
+            "1",
+            "share",
+            "Distinct bins of state and action, by those of the reference (SACo).",
+            "unique_share",
+        ),
+    )
+}
+"""What `dataset_values` adds to the metrics' own values."""
+
+
 def chosen(config: MeasureConfig) -> tuple[str, ...]:
     """Returns the names of the metrics to compute, in the registry's order.
+
+    One that is derived from another's scores stands for that.
 
     Raises:
         UnknownNameError: if the config names a metric that there is not.
     """
     if config.metrics is None:
-        return tuple(METRICS)
+        return tuple(name for name, metric in METRICS.items() if metric.is_default)
+    known = {**METRICS, **DERIVED}
     for name in config.metrics:
-        if name not in METRICS:
+        if name not in known:
             raise UnknownNameError(
-                f"Expected metrics out of {', '.join(METRICS)}, came {name!r}; "
-                f"{suggest(name, METRICS)}"
+                f"Expected metrics out of {', '.join(known)}, came {name!r}; {suggest(name, known)}"
             )
-    return tuple(name for name in METRICS if name in config.metrics)
+    wanted = {DERIVED[name].source if name in DERIVED else name for name in config.metrics}
+    return tuple(name for name in METRICS if name in wanted)
 
 
 def versions(config: MeasureConfig) -> dict[str, str]:
-    """Returns name and version of the chosen metrics, for the score set."""
-    return {name: METRICS[name].version for name in chosen(config)}
+    """Returns name and version of the chosen metrics and what derives, for the score set."""
+    wanted = chosen(config)
+    return {name: METRICS[name].version for name in wanted} | {
+        name: value.version for name, value in DERIVED.items() if value.source in wanted
+    }

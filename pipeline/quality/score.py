@@ -20,12 +20,16 @@ from pipeline.quality.horizon import score_facts
 from pipeline.quality.passes import accumulate
 from pipeline.quality.reference import Placed, ReferenceModel
 from pipeline.quality.registry import METRICS, chosen
+from pipeline.quality.similarity import NAMES as NEIGHBOR_METRICS
 from pipeline.quality.similarity import score_similarity
 from pipeline.quality.sketch import SketchStage
 from pipeline.quality.transition import score_transitions
+from pipeline.quality.visited import visits
 from schemas.episode import Episode
 from schemas.metrics import MeasureConfig
 
+VISITED = "_visited"
+"""Column of sketches of the bins that an episode visits; kept as signatures are."""
 SIGNATURES = "_signature"
 """Column of `duplicates.SIGNATURE` bytes; kept with the scores, shown to nobody."""
 ACTION_METRICS = ("action_variance", "action_divergence", "action_divergence_h")
@@ -58,7 +62,8 @@ def score_episodes(episodes: Iterable[Episode], model: ReferenceModel) -> pa.Tab
     """Returns `episode_id` and one nullable float64 column per chosen metric, in stream order.
 
     Where `duplicate_of` is chosen, its place is taken by `SIGNATURES`: whether an episode is a
-    copy can be told when all signatures of a version are together (`duplicates.originals`).
+    copy can be told when all signatures of a version are together (`duplicates.originals`). Where
+    `unique_share` is chosen, `VISITED` stands beside it.
 
     Null where an episode cannot be scored: no states, actions or rewards, a layout or task that
     the reference has not (or has too few rows of), or more than 1 % of its rows not finite.
@@ -70,15 +75,20 @@ def score_episodes(episodes: Iterable[Episode], model: ReferenceModel) -> pa.Tab
     def watched() -> Iterator[Episode]:
         for episode in episodes:
             ids.append(episode.episode_id)
-            facts.append(score_facts(episode))
+            facts.append(score_facts(episode, names))
             yield episode
 
     relative = []
     signed: dict[int, bytes] = {}
+    visited: dict[int, bytes | None] = {}
     for block in blocks(watched(), model.config.features):
         placed = _place(block, model, names)
         if placed is not None:
             relative.append((block.positions, _score_block(placed, names)))
+            if "unique_share" in names and placed.model.visited is not None:
+                shares, seen = visits(placed.model.visited, block)
+                relative.append((block.positions, {"unique_share": shares}))
+                visited.update(zip(map(int, block.positions), seen, strict=True))
             if "duplicate_of" in names:
                 found = signatures(placed)
                 signed.update(
@@ -100,6 +110,9 @@ def score_episodes(episodes: Iterable[Episode], model: ReferenceModel) -> pa.Tab
     if "duplicate_of" in names:
         kept = pa.array([signed.get(at) for at in range(len(ids))], pa.binary())
         table = table.append_column(SIGNATURES, kept)
+    if "unique_share" in names:
+        kept = pa.array([visited.get(at) for at in range(len(ids))], pa.binary())
+        table = table.append_column(VISITED, kept)
     return table
 
 
@@ -117,8 +130,8 @@ def _score_block(placed: Placed, names: Sequence[str]) -> dict[str, np.ndarray]:
         scores.update(score_actions(placed))
     if "transition_diversity" in names:
         scores.update(score_transitions(placed))
-    if "state_similarity" in names or "coverage" in names:
-        scores.update(score_similarity(placed))
+    if any(name in names for name in NEIGHBOR_METRICS):
+        scores.update(score_similarity(placed, names))
     return {name: values for name, values in scores.items() if name in names}
 
 

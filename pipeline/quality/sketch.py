@@ -16,9 +16,17 @@ from pipeline.quality.evidence import FitStage, Frame
 from pipeline.quality.features import Layout
 from pipeline.quality.moments import CrossMoments, measure
 from pipeline.quality.moments import merge as merge_moments
-from pipeline.quality.normalizer import Range, fit_actions, fit_states, measure_range, merge_ranges
+from pipeline.quality.normalizer import (
+    Range,
+    fit_actions,
+    fit_states,
+    measure_range,
+    merge_ranges,
+    side_by_side,
+)
 from pipeline.quality.sample import RowSample, merge_samples, sample_rows
 from pipeline.quality.surroundings import surroundings
+from pipeline.quality.visited import frozen_bins
 from schemas.metrics import MeasureConfig
 
 
@@ -62,6 +70,10 @@ class SketchStage:
 
     config: MeasureConfig
 
+    def of_spec(self, spec: str) -> SketchStage:
+        """Returns itself: nothing is frozen yet."""
+        return self
+
     def measure(self, block: Block) -> Sketch:
         """Returns the sketch of one block; rows with NaN are left out."""
         rows = np.flatnonzero(block.acting)
@@ -70,7 +82,7 @@ class SketchStage:
             _column(block.actions[rows]),
             _column(block.targets[rows]),
             sample_rows(
-                block.states[rows],
+                np.concatenate([block.states[rows], block.targets[rows]], axis=1),
                 block.fingerprints[block.episodes[rows]],
                 block.steps[rows],
             ),
@@ -97,7 +109,10 @@ def _frame(layout: Layout, sketch: Sketch, config: MeasureConfig) -> Frame:
         sketch.states.moments, sketch.states.span, config.features.pca_dims, controls.columns
     )
     wanted = cluster_count(sketch.states.moments.rows, 1 + states.predictors, config.clusters)
-    points = states.points(states.predict_from(sketch.sample.rows))
+    sample = sketch.sample
+    seen, done = np.split(sample.rows, [layout.state_dims], axis=1)
+    points = states.points(states.predict_from(seen))
     centroids = fit_centroids(points, wanted, config.seed)
-    known = surroundings(points, sketch.sample.owners)
-    return Frame(states, controls, targets, centroids, known)
+    known = surroundings(points, sample.owners, targets.encode(done))
+    span = side_by_side(sketch.states.span, sketch.targets.span)
+    return Frame(states, controls, targets, centroids, known, frozen_bins(sample.rows, span))

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 
 from pipeline.quality import neighbors
-from pipeline.quality.neighbors import NeighborIndex
+from pipeline.quality.neighbors import NeighborIndex, Neighbors
 
 NEIGHBORS = 16
 RADIUS_ROWS = 2_000
@@ -29,6 +29,7 @@ class Surroundings:
     points: np.ndarray  # (n, D) float64, scaled as clusters are
     owners: np.ndarray  # (n,) uint64, content hash of the episode each belongs to
     radius: np.ndarray  # () float64
+    actions: np.ndarray | None = None  # (n, columns) float64, encoded, of the same steps
 
     @cached_property
     def index(self) -> NeighborIndex:
@@ -41,7 +42,9 @@ class Surroundings:
         return cKDTree(self.points)
 
 
-def surroundings(points: np.ndarray, owners: np.ndarray) -> Surroundings | None:
+def surroundings(
+    points: np.ndarray, owners: np.ndarray, actions: np.ndarray | None = None
+) -> Surroundings | None:
     """Returns the frozen sample; None where too few states, dims or episodes make one."""
     if len(points) <= 2 * NEIGHBORS or not points.shape[1] or len(np.unique(owners)) < 2:
         return None
@@ -51,11 +54,16 @@ def surroundings(points: np.ndarray, owners: np.ndarray) -> Surroundings | None:
     distances = found.distances[:, -1]
     finite = distances[np.isfinite(distances)]
     radius = max(float(np.median(finite)), _NEAREST) if len(finite) else _NEAREST
-    return Surroundings(points, owners, np.array(radius))
+    return Surroundings(points, owners, np.array(radius), actions)
+
+
+def nearest(known: Surroundings, points: np.ndarray, owners: np.ndarray) -> Neighbors:
+    """Returns the 16 nearest known states of other episodes; arguments as for `readings`."""
+    return known.index.query(points, NEIGHBORS, owners.view(np.int64))
 
 
 def readings(
-    known: Surroundings, points: np.ndarray, owners: np.ndarray
+    known: Surroundings, points: np.ndarray, owners: np.ndarray, found: Neighbors | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the similarity (a share) and the surprise (nats) of some states.
 
@@ -67,6 +75,7 @@ def readings(
         known: the reference sample.
         points: (n, D) states on its scale.
         owners: (n,) uint64, content hash of each one's episode, whose own states do not count.
+        found: what `nearest` says of them, if it was asked already.
     """
     names, own_rows = np.unique(known.owners, return_inverse=True)
     at = np.clip(np.searchsorted(names, owners), 0, len(names) - 1)
@@ -74,9 +83,15 @@ def readings(
     counts = np.bincount(own_rows, minlength=len(names))
     others = len(known.points) - np.where(is_member, counts[at], 0)
     radius = float(known.radius)
-    within = known.tree.query_ball_point(points, radius, return_length=True).astype(np.float64)
-    within -= _own_within(known, points, np.where(is_member, at, -1), own_rows, radius)
-    found = known.index.query(points, NEIGHBORS, owners.view(np.int64))
+    found = nearest(known, points, owners) if found is None else found
+    within = (found.distances <= radius).sum(1).astype(np.float64)
+    # Where the 16th lies within the radius, others may too: those are counted one by one.
+    more = np.flatnonzero(found.distances[:, -1] <= radius)
+    if len(more):
+        near = points[more]
+        counted = known.tree.query_ball_point(near, radius, return_length=True)
+        member = np.where(is_member, at, -1)[more]
+        within[more] = counted - _own_within(known, near, member, own_rows, radius)
     far = np.maximum(found.distances[:, -1], _NEAREST)
     dims = points.shape[1]
     ball = 0.5 * dims * np.log(np.pi) - gammaln(0.5 * dims + 1)
