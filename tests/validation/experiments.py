@@ -107,9 +107,10 @@ def filtering(seeds: Sequence[int]) -> list[Row]:
         episodes = [episode for group in groups for episode in group]
         is_clean = np.repeat([True, False, False], [60, 60, 30])
         kept = int(0.4 * len(episodes))
-        choices: dict[str, Iterable[int]] = {
-            name: np.argsort(np.nan_to_num(scores, nan=np.inf), kind="stable")[:kept]
-            for name, scores in badness(episodes, seed).items()
+        scored = badness(episodes, seed)
+        choices: dict[str, Iterable[int]] = {  # equal scores in random order
+            name: np.lexsort((scored["random"], np.nan_to_num(scores, nan=np.inf)))[:kept]
+            for name, scores in scored.items()
         }
         choices["all"] = range(len(episodes))
         choices["oracle"] = np.flatnonzero(is_clean)
