@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from schemas.filter_ast import Expression, columns_of, null_tested_columns
 from schemas.filter_check import check
-from schemas.filter_evaluate import evaluate, evaluate_with_nulls, resolve
+from schemas.filter_evaluate import evaluate, evaluate_with_nulls, group_quantiles, resolve
 from schemas.filter_parser import parse
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "columns_of",
     "evaluate",
     "evaluate_with_nulls",
+    "group_quantiles",
     "null_tested_columns",
     "parse",
     "resolve",

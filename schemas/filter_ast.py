@@ -48,13 +48,18 @@ class Literal:
 
 @dataclass(frozen=True)
 class Quantile:
-    """The quantile of a column over all candidates, linear between neighbours."""
+    """The quantile of a column over all candidates, or over those that share a group.
+
+    Linear between neighbours.
+    """
 
     column: Column
     fraction: float
+    group: Column | None = None
 
     def __str__(self) -> str:
-        return f"quantile({self.column}, {self.fraction!r})"
+        within = "" if self.group is None else f", {self.group}"
+        return f"quantile({self.column}, {self.fraction!r}{within})"
 
 
 @dataclass(frozen=True)

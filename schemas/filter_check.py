@@ -71,8 +71,12 @@ def _kind(tree: Expression, columns: Mapping[str, pa.DataType]) -> ValueKind:
             return _column_kind(name, columns)
         case Literal(value):
             return _literal_kind(value)
-        case Quantile(column):
+        case Quantile(column, _, group):
             _expect(column, "number", columns, tree)
+            if group is not None and _kind(group, columns) == "list":
+                raise FilterError(
+                    f"Expected a column to group by in `{tree}`, came `{group}`, which holds lists."
+                )
             return "number"
         case Negate(operand):
             _expect(operand, "number", columns, tree)

@@ -50,7 +50,8 @@ _NO_NUMBER = pa.scalar(None, pa.float64())
 def resolve(tree: Expression, table: pa.Table) -> Expression:
     """Returns the filter with every `quantile(...)` replaced by its number over a table.
 
-    Linear interpolation between neighbouring values, nulls and NaN left out.
+    Linear interpolation between neighbouring values, nulls and NaN left out. Quantiles within
+    groups stand for several numbers and stay (`group_quantiles`).
 
     Raises:
         FilterError: if a column has no finite quantile, because all its values are null.
@@ -58,7 +59,7 @@ def resolve(tree: Expression, table: pa.Table) -> Expression:
     if not any(isinstance(node, Quantile) for node in walk(tree)):
         return tree
     if isinstance(tree, Quantile):
-        return Literal(_quantile(tree, table))
+        return tree if tree.group is not None else Literal(_quantile(tree, table))
     changed: dict[str, Any] = {}
     for field in fields(tree):
         value = getattr(tree, field.name)
@@ -90,6 +91,40 @@ def evaluate_with_nulls(tree: Expression, table: pa.Table) -> tuple[np.ndarray, 
     found = found.cast(pa.bool_())
     kept = found.fill_null(False).to_numpy(zero_copy_only=False)
     return kept.astype(bool), found.is_null().to_numpy(zero_copy_only=False).astype(bool)
+
+
+def group_quantiles(tree: Expression, table: pa.Table) -> dict[str, dict[str, float | None]]:
+    """Returns what each quantile within groups stands for: by its text, then by group.
+
+    A group's quantile is None where the group has no values.
+    """
+    return {
+        str(node): {
+            "null" if group is None else str(group): number
+            for group, number in _by_group(node, node.group, table).items()
+        }
+        for node in walk(tree)
+        if isinstance(node, Quantile) and node.group is not None
+    }
+
+
+def _by_group(tree: Quantile, group: Column, table: pa.Table) -> dict[Any, float | None]:
+    groups = _column(group.name, table).dictionary_encode(null_encoding="encode")
+    codes = groups.indices.to_numpy(zero_copy_only=False)
+    values = _column(tree.column.name, table).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    runs = np.split(values[order], np.flatnonzero(np.diff(codes[order])) + 1)
+    found: dict[Any, float | None] = {}
+    for name, run in zip(groups.dictionary.to_pylist(), runs, strict=False):
+        finite = run[np.isfinite(run)]
+        found[name] = float(np.quantile(finite, tree.fraction)) if len(finite) else None
+    return found
+
+
+def _group_values(tree: Quantile, group: Column, table: pa.Table) -> pa.Array:
+    """The quantile of each row's own group."""
+    found = _by_group(tree, group, table)
+    return pa.array([found[one] for one in _column(group.name, table).to_pylist()], pa.float64())
 
 
 def _quantile(tree: Quantile, table: pa.Table) -> float:
@@ -135,6 +170,8 @@ def _run(tree: Expression, table: pa.Table) -> Any:
             return _column(name, table)
         case Literal(value):
             return pa.scalar(value)
+        case Quantile(group=Column() as group):
+            return _group_values(tree, group, table)
         case Negate(operand):
             return _compute("-", pa.scalar(0.0), _run(operand, table))
         case Arithmetic(operator, left, right):

@@ -284,7 +284,7 @@ class _Parser:
         return Like(value, self._take().value, negated)
 
     def _quantile(self) -> Expression:
-        advice = "write `quantile(column, 0.8)`"
+        advice = "write `quantile(column, 0.8)`, or `quantile(column, 0.8, task)` for each task's"
         self._expect("(", advice)
         if self._peek.kind != "name":
             raise self._unexpected("a column", advice)
@@ -296,8 +296,13 @@ class _Parser:
         fraction = float(self._number())
         if not 0 <= fraction <= 1:
             raise _error(self._text, start, "Expected a number from 0 to 1", advice)
+        group = None
+        if self._accept(","):
+            if self._peek.kind != "name":
+                raise self._unexpected("a column", advice)
+            group = Column(self._take().value)
         self._expect(")", advice)
-        return Quantile(column, fraction)
+        return Quantile(column, fraction, group)
 
     def _number(self) -> int | float:
         token = self._take()

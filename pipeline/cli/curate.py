@@ -26,12 +26,33 @@ def curate(
     by: Annotated[
         str | None, typer.Option("--by", metavar="COLUMN", help="Of --top; -COLUMN: smallest.")
     ] = None,
+    per: Annotated[
+        str | None, typer.Option("--per", metavar="COLUMN", help="So many of each value.")
+    ] = None,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Of several copies keep the first (duplicate_of).")
+    ] = False,
+    frames: Annotated[
+        str | None,
+        typer.Option("--frames", metavar="START:STOP", help="Only these steps of each episode."),
+    ] = None,
+    balance: Annotated[
+        str | None, typer.Option("--balance", metavar="COLUMN", help="Equally many of each value.")
+    ] = None,
+    each: Annotated[
+        int | None, typer.Option("--each", min=1, help="Of --balance: so many.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draw that balances.")] = 0,
     exclude: Annotated[
         str | None, typer.Option("--exclude", metavar="FILE", help="Episode ids, one a line.")
     ] = None,
     branch: Annotated[str | None, typer.Option("--branch", help="Where the version goes.")] = None,
     tag: Annotated[str | None, typer.Option("--tag")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="Show, commit nothing.")] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="FILE", help="Of --preview: .png, .svg, .pdf or .html."),
+    ] = None,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Apply a curated branch's filter to its base anew.")
     ] = False,
@@ -39,7 +60,8 @@ def curate(
     message: Annotated[str | None, typer.Option("--message", "-m")] = None,
     json: Json = False,
 ) -> None:
-    from pipeline.curation.select import Curation, apply, read_exclusions
+    from pipeline.curation.preview import write_plot
+    from pipeline.curation.select import Curation, apply, describe, read_exclusions
     from pipeline.curation.select import refresh as refreshed
     from pipeline.store.store import open_store, parse_ref
     from schemas.errors import UsageError
@@ -53,16 +75,26 @@ def curate(
             where=where,
             top=top,
             by=by,
+            per=per,
+            dedupe=dedupe,
+            frames=frames,
+            balance=balance,
+            each=each,
+            seed=seed,
             exclude=read_exclusions(exclude) if exclude else (),
             unscored=unscored,
         )
         selection = apply(opened.version(ref), wanted)
+    if plot is not None:
+        write_plot(selection, plot)
     if preview:
         _tell(selection, json)
         return
     if branch is None:
         raise UsageError("Expected --branch NAME for the curated version, or --preview.")
-    version = selection.commit(branch=branch, message=message)
+    base = selection.version
+    said = f"curate {base.branch}:{base.number}: {describe(selection.derivation)}"
+    version = selection.commit(branch=branch, message=message or said)
     if tag is not None:
         opened.tag(tag, version)
     if json:
@@ -84,17 +116,28 @@ def curate(
         )
         if d.resolved and d.resolved != d.where:
             say(f"  {d.resolved}")
+        for text, groups in d.thresholds.items():
+            say(f"  {text}: {', '.join(f'{name} {value}' for name, value in groups.items())}")
 
 
 def _tell(selection: Any, json: bool) -> None:
-    from pipeline.curation.select import preview_rows
+    from pipeline.curation.preview import preview
 
-    rows = preview_rows(selection)
+    told = preview(selection)
     if json:
-        emit({"episodes": len(selection), "of": len(selection.mask), "preview": rows})
+        emit(told)
         return
+    if told["dropped"]:
+        table(("step", "left out"), list(told["dropped"].items()))
+    if len(told["clauses"]) > 1:
+        rows = [tuple(row.values()) for row in told["clauses"]]
+        table(("part of the filter", "left out", "alone"), rows)
+    table(("task", "kept", "of"), [tuple(row.values()) for row in told["tasks"]])
     table(
         ("column", "kept mean", "left out mean", "kept min", "kept max"),
-        [tuple(r.values()) for r in rows],
+        [tuple(row.values()) for row in told["preview"]],
     )
-    say(f"{len(selection):,} of {len(selection.mask):,} episodes; nothing committed")
+    say(
+        f"{told['episodes']:,} of {told['of']:,} episodes, {told['steps']:,} of "
+        f"{told['of_steps']:,} steps; nothing committed"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,8 @@ class Choice:
     """The filter with its quantiles replaced by the numbers they stood for."""
     columns: frozenset[str]
     """Columns that it reads."""
+    thresholds: Mapping[str, Mapping[str, float | None]]
+    """What its quantiles within groups stood for, by text and group."""
 
 
 def choose(
@@ -59,6 +61,7 @@ def choose(
         )
     filters.check(tree, {name: table.schema.field(name).type for name in known})
     tree = filters.resolve(tree, table)
+    thresholds = filters.group_quantiles(tree, table)
     mask, unknown = filters.evaluate_with_nulls(tree, table)
     deciding = columns & set(metrics) - set(filters.null_tested_columns(tree))
     null = np.zeros(len(mask), bool)
@@ -72,4 +75,4 @@ def choose(
         )
     if unscored == "keep":
         mask = mask | open_rows
-    return Choice(mask, str(tree), columns)
+    return Choice(mask, str(tree), columns, thresholds)

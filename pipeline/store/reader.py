@@ -166,6 +166,7 @@ class Version:
             base=self._commit.ref,
             where=text,
             resolved=choice.resolved,
+            thresholds=choice.thresholds,
             unscored=unscored,
             score_sets={n: shown[n].score_set for n in sorted(choice.columns) if n in shown},
         )
