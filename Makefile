@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: setup demo test test-reliability lint format bench clean
+.PHONY: setup demo test test-reliability lint format bench peers clean
 
 setup: $(READY)
 
@@ -38,6 +38,17 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/penstock bench stream
+
+# Environments of other projects, each of its own, for `penstock bench ingest`.
+PENSTOCK_PEERS ?= .peers
+PEERS := torchrl d3rlpy mosaicml
+
+peers: $(PEERS:%=$(PENSTOCK_PEERS)/%/.ready)
+
+$(PENSTOCK_PEERS)/%/.ready: tests/peers/%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,24 @@
+"""A D4RL file in robomimic's layout, by the h5py calls of robomimic's `convert_d4rl.py`."""
+
+import json
+
+import h5py
+import numpy as np
+
+
+def convert(source: str, target: str) -> None:
+    with h5py.File(source) as file:
+        d = {key: file[key][:] for key in file}
+    ends = np.flatnonzero(d["terminals"] | d["timeouts"]) + 1
+    with h5py.File(target, "w") as file:
+        data = file.create_group("data")
+        for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["num_samples"] = end - start
+            demo.create_dataset("obs/flat", data=d["observations"][start:end])
+            demo.create_dataset("next_obs/flat", data=d["next_observations"][start:end])
+            demo.create_dataset("actions", data=d["actions"][start:end])
+            demo.create_dataset("rewards", data=d["rewards"][start:end])
+            demo.create_dataset("dones", data=d["terminals"][start:end].astype(np.int64))
+        data.attrs["total"] = int(ends[-1])
+        data.attrs["env_args"] = json.dumps({"env_name": "x", "type": 1, "env_kwargs": {}})
