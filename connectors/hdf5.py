@@ -41,6 +41,8 @@ NUMERIC_KINDS = "biuf"
 _DEFLATE, _FLETCHER32 = 1, 3
 _COMPRESSORS = {_DEFLATE: "gzip", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 _HARMLESS = {2, _FLETCHER32}  # shuffle and checksum keep the size
+_POINTER = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+"""What stands for a row of its own length; HDF5 keeps addresses of 8 bytes unless told otherwise."""
 _DEFLATE_RATIO = 1032  # the most that one byte of a deflate stream can become (zlib, "maximum")
 
 
@@ -72,6 +74,7 @@ class _Bounds:
 
     limits: Limits
     file_bytes: int
+    path: str
 
 
 @contextmanager
@@ -90,7 +93,7 @@ def open_hdf5(where: str | Path, limits: Limits | None = None) -> Iterator[Hdf5G
     with _decoding(str(path)):
         file = h5py.File(path, "r")
     with file:
-        bounds = _Bounds(limits or Limits(), path.stat().st_size)
+        bounds = _Bounds(limits or Limits(), path.stat().st_size, str(path))
         with _decoding(str(path)):
             root = file["/"]
         yield Hdf5Group(root, str(path), bounds)
@@ -265,8 +268,14 @@ class Hdf5Array:
         Rows are read singly because many rows may point to one stored value: their sum is only
         known by counting, and is held to the same limit as any other dataset.
         """
+        if self.is_numeric:
+            raise SourceError(
+                f"Expected text or bytes in {self.where}, came dtype {self.dtype}.",
+                where=self.where,
+            )
         left = self._allowed()
         self._check_chunks()
+        self._check_pointers()
         for index in range(self.shape[0] if self.shape else 0):
             with _decoding(self.where):
                 row = self._dataset[index]
@@ -280,8 +289,11 @@ class Hdf5Array:
         """Returns a dataset of one value as number or text; None for any other."""
         if self.shape not in ((), (1,)) or not (self.is_numeric or _is_text(self.dtype)):
             return None
+        if self._dataset.shape is None:
+            return None
         if self.is_numeric:
             return self.read().reshape(-1)[0].item()
+        self._check_pointers()
         with _decoding(self.where):
             return plain(self._dataset[()] if not self.shape else self._dataset[0])
 
@@ -323,6 +335,45 @@ class Hdf5Array:
                 skipped, stored = self._dataset.id.read_direct_chunk(offset)
                 if not skipped and len(_inflate(stored, expected + 1)) > expected:
                     raise self._too_large("a chunk that inflates past its size")
+
+    def _check_pointers(self) -> None:
+        """Compares the lengths that rows of their own lengths state with the file they lie in.
+
+        HDF5 allocates a row as long as its pointer says before it looks for it.
+        """
+        if self.dtype.kind != "O":
+            return
+        with _decoding(self.where):
+            for stored in self._pointers():
+                lengths = np.frombuffer(stored[: len(stored) // 16 * 16], _POINTER)["length"]
+                longest = int(lengths.max(initial=0))
+                if longest > self._bounds.file_bytes:
+                    raise self._too_large(f"a row of {longest:,} bytes")
+
+    def _pointers(self) -> Iterator[bytes]:
+        """Yields what is stored for the rows, pieces of whole pointers."""
+        dataset = self._dataset.id
+        properties = dataset.get_create_plist()
+        layout = properties.get_layout()
+        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+        if layout == h5py.h5d.CONTIGUOUS:
+            if dataset.get_offset() is not None:
+                with Path(self._bounds.path).open("rb") as file:
+                    file.seek(dataset.get_offset())
+                    yield file.read(16 * math.prod(self.shape))
+            return
+        if layout != h5py.h5d.CHUNKED or not set(filters) <= {_DEFLATE, _FLETCHER32}:
+            raise self._refused(
+                "keeps rows of their own lengths neither plainly nor in gzip chunks without "
+                "shuffle, so that how long they are cannot be checked"
+            )
+        places: list[tuple[int, ...]] = []
+        dataset.chunk_iter(lambda info: places.append(info.chunk_offset))
+        most = 16 * math.prod(self._dataset.chunks)
+        for place in places:
+            skipped, stored = dataset.read_direct_chunk(place)
+            is_deflated = _DEFLATE in filters and not skipped & 1 << filters.index(_DEFLATE)
+            yield _inflate(stored, most) if is_deflated else stored
 
     def _allowed(self) -> int:
         stored = int(self._dataset.id.get_storage_size())

@@ -16,11 +16,12 @@ import atexit
 import contextlib
 import json
 import os
+import resource
 import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -37,7 +38,10 @@ _OBJECTS = 100_000
 _DEPTH = 16
 _WRONG = (OSError, RuntimeError, KeyError, ValueError, TypeError, NotImplementedError)
 """What h5py raises on damaged files; its reader will say so."""
-_ALIVE, _DONE = b".", b"\n"
+_ALIVE, _DONE, _TOO_MUCH = b".", b"\n", b"!\n"
+_MEMORY = 1 << 30
+"""Bytes that the child may map beyond what it starts with: a text attribute of a few bytes can
+claim 4 GB, and HDF5 allocates them before it looks."""
 _COMMAND = "from connectors.hdf5_guard import serve; serve()"
 
 
@@ -89,6 +93,12 @@ class _Watch:
                         f"damaged; get a fresh copy.",
                         where=str(path),
                     )
+                if said.endswith(_TOO_MUCH):
+                    raise SourceError(
+                        f"Expected attributes that fit in memory, one of {path} claims more than "
+                        f"{_MEMORY:,} bytes: it is damaged; get a fresh copy.",
+                        where=str(path),
+                    )
                 if said.endswith(_DONE):
                     return
 
@@ -131,11 +141,35 @@ atexit.register(_WATCH.stop)
 def serve() -> None:
     """Runs in the child: walks through the files that its input names, one per line."""
     output = sys.stdout.fileno()
+    _bound_memory()
     os.write(output, _DONE)
     for line in sys.stdin:
-        with contextlib.suppress(*_WRONG):
+        try:
             walk(json.loads(line), lambda: os.write(output, _ALIVE))
+        except MemoryError:
+            os.write(output, _TOO_MUCH)
+            continue
+        except _WRONG:
+            pass
         os.write(output, _DONE)
+
+
+def _bound_memory() -> None:
+    """Holds this process to `_MEMORY` more than it has, where the system can."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        most = int(statm.read_text().split()[0]) * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+@contextlib.contextmanager
+def _noticing() -> Iterator[None]:
+    """Passes over what h5py raises, but not that memory is short."""
+    try:
+        yield
+    except _WRONG as error:
+        if "alloc" in str(error):
+            raise MemoryError from error
 
 
 def walk(where: str, alive: Callable[[], object]) -> int:
@@ -153,7 +187,7 @@ def walk(where: str, alive: Callable[[], object]) -> int:
             attribute = h5py.h5a.open(group, index=index)
             name = attribute.name.decode("utf-8", "replace")
             if attribute.get_storage_size() <= Limits().attribute_bytes:
-                with contextlib.suppress(*_WRONG):
+                with _noticing():
                     _ = h5py.Group(group).attrs[name]
         for name in group:
             alive()
