@@ -40,6 +40,7 @@ FACTS_COLUMN = "penstock_facts"
 _FILL = re.compile(r"\{([a-z_]+)(?::0?(\d)d)?\}")
 _JSON_BYTES = 64 * 2**20
 _LINES_BYTES = 1 << 30
+_NAME_BYTES = 255
 _TABLE_COLUMNS = ("episode_index", "length", "tasks", FACTS_COLUMN)
 _PLACES = ("data/chunk_index", "data/file_index", "dataset_from_index")
 
@@ -324,7 +325,7 @@ def _filled(template: str, fill: Mapping[str, int | str], root: Path) -> str:
 def _inside(root: Path, relative: str, role: str) -> Path:
     """Returns a path below the root; refuses those that leave it, and links on the way."""
     parts = relative.split("/")
-    if not parts[0] or any(part in ("", ".", "..") or "\\" in part for part in parts):
+    if not all(map(_is_name, parts)):
         raise _bad(root, f"Expected {role} inside the dataset's folder, came {relative!r}")
     path = root
     for part in parts:
@@ -332,6 +333,12 @@ def _inside(root: Path, relative: str, role: str) -> Path:
         if path.is_symlink():
             raise _bad(root, f"Expected files in the folder itself, {relative} is a link; copy it")
     return path
+
+
+def _is_name(part: str) -> bool:
+    """True for what any file system takes as a name, and none as a way elsewhere."""
+    is_plain = part.isprintable() and "\\" not in part and len(part.encode()) <= _NAME_BYTES
+    return is_plain and part not in ("", ".", "..")
 
 
 def _bad(root: Path, said: str) -> SourceError:

@@ -19,6 +19,8 @@ class PenstockError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, where: str | None = None) -> None:
+        # What a source states may be no text that a log or a table takes.
+        message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.message = message
         self.where = where
