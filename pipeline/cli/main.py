@@ -8,6 +8,7 @@ import traceback
 import typer
 
 from pipeline.cli import (
+    annotate,
     bench,
     curate,
     demo,
@@ -19,6 +20,7 @@ from pipeline.cli import (
     measure,
     names,
     report,
+    suggest,
 )
 from pipeline.cli.output import emit, note
 
@@ -29,7 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (demo, ingest, formats, look, names, measure, report, curate, maintain, learn, bench):
+for group in (
+    *(demo, ingest, formats, look, names, measure, report, suggest, curate, annotate),
+    *(maintain, learn, bench),
+):
     group.register(app)
 
 
