@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.jobs.report_compare import Comparison, compare
 from pipeline.jobs.summary import describe, metric_values
 from pipeline.quality.dataset import standard_errors
-from pipeline.quality.registry import METRICS, Metric, chosen
+from pipeline.quality.registry import DERIVED, METRICS, Derived, Metric, chosen
 from pipeline.store.store import Store, Version
 from schemas.metrics import MeasureConfig
 from schemas.version import Measure
@@ -48,7 +48,7 @@ class MetricRow:
     coverage: float
     episodes: int
     score_set: str
-    known: Metric | None
+    known: Metric | Derived | None
     """None for a metric that this release does not know."""
 
 
@@ -182,15 +182,15 @@ def _metrics(version: Version, table: pa.Table) -> list[MetricRow]:
 
     Where episodes differ from those that were measured, standard errors are of these here.
     """
-    order = {name: at for at, name in enumerate(METRICS)}
+    order = {name: at for at, name in enumerate([*METRICS, *DERIVED])}
     rows = []
     for name, found in metric_values(version, table).items():
-        known = METRICS.get(name)
+        known = METRICS.get(name) or DERIVED.get(name)
         error = found["standard_error"]
         if error is None and found["value"] is not None and _has_numbers(table, name):
             values = _numbers(table, name)
             scored = np.isfinite(values)
-            by_steps = known is None or known.weight == "steps"
+            by_steps = not isinstance(known, Metric) or known.weight == "steps"
             weights = _numbers(table, "length") if by_steps else np.ones(len(values))
             drawn = values[None, scored], weights[None, scored]
             (error,) = standard_errors(*drawn, BOOTSTRAP, SEED)

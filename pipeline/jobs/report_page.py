@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.jobs.report_data import MAX_LISTED, ReportData, gather
 from pipeline.jobs.report_episodes import Shower
 from pipeline.jobs.report_plots import MAX_POINTS, Plots
-from pipeline.quality.registry import METRICS
+from pipeline.quality.registry import DERIVED, METRICS
 from pipeline.store.store import Store
 from schemas.errors import UsageError, missing_extra
 
@@ -155,8 +155,7 @@ def _distribution(data: ReportData, plots: Plots, name: str) -> Panel:
         said += f"; the dashed line is {data.comparison.ref}"
     if len(finite) < len(values) and len(finite):
         said += f"; {len(values) - len(finite):,} have none"
-    unit = METRICS[name].unit if name in METRICS else ""
-    return Panel(name, f"{said}.", plot, unit)
+    return Panel(name, f"{said}.", plot, _unit(name))
 
 
 def _scatter(
@@ -185,7 +184,12 @@ def _trend(data: ReportData, plots: Plots, name: str) -> Panel:
         [point.standard_error for point in points],
         f"Recorded values. {said}.",
     )
-    return Panel(name, f"{said}.", svg, METRICS[name].unit if name in METRICS else "")
+    return Panel(name, f"{said}.", svg, _unit(name))
+
+
+def _unit(name: str) -> str:
+    known = METRICS.get(name) or DERIVED.get(name)
+    return known.unit if known else ""
 
 
 def _varies(values: np.ndarray | None) -> bool:
