@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.output import Json, StoreRef, emit, say, table
+
+if TYPE_CHECKING:
+    from schemas.jobs import EngineConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +34,17 @@ def measure(
         str | None, typer.Option("--observations", help="Fields that count as state, a,b.")
     ] = None,
     branch: Annotated[str | None, typer.Option("--branch", help="Where the scores go.")] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="in-process|dask|beam", help="What does the work.")
+    ] = "in-process",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes that work at once.")
+    ] = None,
+    dask: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler.")] = None,
+    runner: Annotated[str | None, typer.Option(help="A Beam runner, with --engine beam.")] = None,
+    shared_filesystem: Annotated[
+        bool, typer.Option("--shared-filesystem", help="Workers elsewhere see the same paths.")
+    ] = False,
     json: Json = False,
 ) -> None:
     from pipeline.cli.progress import steps_bar
@@ -38,6 +52,7 @@ def measure(
     from pipeline.store.store import open_store, parse_ref
     from schemas.metrics import FeatureSpec, MeasureConfig
 
+    work = _engine(engine, workers, dask, runner)
     url, ref = parse_ref(store)
     config = MeasureConfig(
         metrics=tuple(metrics.split(",")) if metrics else None,
@@ -46,7 +61,14 @@ def measure(
     opened = open_store(url)
     with steps_bar("measure", quiet=json) as listener:
         outcome = measure_version(
-            opened, ref, config, reference=reference, branch=branch, listener=listener
+            opened,
+            ref,
+            config,
+            reference=reference,
+            branch=branch,
+            listener=listener,
+            engine=work,
+            shared_filesystem=shared_filesystem,
         )
     if json:
         emit(
@@ -54,6 +76,8 @@ def measure(
                 "version": outcome.version.id,
                 "number": outcome.version.number,
                 "score_set": outcome.score_set,
+                "reference": outcome.reference,
+                "fitted": outcome.fitted,
                 "episodes_scored": outcome.episodes_scored,
                 "episodes_reused": outcome.episodes_reused,
                 "metrics": outcome.metrics,
@@ -69,5 +93,26 @@ def measure(
     )
     say(
         f"{outcome.version.branch}:{outcome.version.number}: {outcome.episodes_scored:,} episodes "
-        f"scored, {outcome.episodes_reused:,} scores kept"
+        f"scored, {outcome.episodes_reused:,} scores kept; relative to version "
+        f"{outcome.reference[:8]}{', fitted now' if outcome.fitted else ''}"
     )
+
+
+def _engine(engine: str, workers: int | None, dask: str | None, runner: str | None) -> EngineConfig:
+    from pydantic import ValidationError
+
+    from schemas.errors import UsageError
+    from schemas.jobs import EngineConfig
+
+    for option, value, belongs in (("--dask", dask, "dask"), ("--runner", runner, "beam")):
+        if value is not None and engine != belongs:
+            raise UsageError(f"Expected {option} with --engine {belongs} only, came {engine}.")
+    try:
+        return EngineConfig.model_validate(
+            {"engine": engine, "address": dask, "workers": workers, "runner": runner}
+        )
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise UsageError(
+            f"Expected --{found['loc'][0]} to be right ({found['msg']}), came {found['input']!r}."
+        ) from error

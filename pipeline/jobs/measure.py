@@ -11,14 +11,19 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+import pyarrow.compute as pc
+
 from pipeline.jobs import score_sets, scoring
 from pipeline.jobs.engines import refuse_local_store
 from pipeline.jobs.processes import Processes
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.score_sets import Measured, Prepared
 from pipeline.jobs.scoring import Work
+from pipeline.quality.steps import step_readings
+from pipeline.store.reader import Version
 from pipeline.store.store import Store
-from schemas.errors import missing_extra
+from schemas.errors import UnscoredError, missing_extra
 from schemas.jobs import EngineConfig
 from schemas.metrics import MeasureConfig
 
@@ -75,6 +80,29 @@ def measure_version(
         return carry_out(prepared, _here, listener)
     with Processes(workers) as processes:
         return carry_out(prepared, _in(processes), listener)
+
+
+def score_steps(version: Version, episode_id: str) -> dict[str, np.ndarray]:
+    """Returns one episode's readings step by step, from the reference its scores are relative to.
+
+    Returns:
+        (T,) float64 arrays, as `quality.steps.step_readings` says.
+
+    Raises:
+        NotFoundError: if the version has no such episode.
+        UnscoredError: if it was not measured against a reference.
+    """
+    episode = version.episode(episode_id)
+    model = score_sets.shown_model(version)
+    if model is None:
+        raise UnscoredError(
+            "Expected a version that was measured against a reference, came one that was not; "
+            "run `penstock measure` first.",
+            where=version.store.url,
+        )
+    facts = version.episodes(columns=["episode_id", "spec"])
+    at = pc.index(facts["episode_id"], episode_id).as_py()
+    return step_readings(episode, model.of_spec(facts["spec"][at].as_py()))
 
 
 def carry_out(prepared: Prepared, mapper: scoring.Mapper, listener: Listener | None) -> Measured:

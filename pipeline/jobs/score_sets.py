@@ -175,6 +175,16 @@ def _fitting_set(version: Version, config: MeasureConfig) -> ScoreSet | None:
     return None
 
 
+def shown_model(version: Version) -> ReferenceModel | None:
+    """Returns the reference model of the scores that a version shows; None if there is none."""
+    state = version.state
+    for name in dict.fromkeys(record.score_set for record in state.metrics.values()):
+        known = state.score_sets[name]
+        if known.networks is None and _is_fitted(known.metrics):
+            return from_arrays(*load_model(version.store, known.model))
+    return None
+
+
 def _is_fitted(metrics: Iterable[str]) -> bool:
     """True if some of the metrics are relative to a model."""
     known = [registry.METRICS[name] for name in metrics if name in registry.METRICS]

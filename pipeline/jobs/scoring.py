@@ -19,7 +19,7 @@ from pipeline.quality.passes import P, Stage, accumulate
 from pipeline.quality.reference import ReferenceModel, with_spec
 from pipeline.quality.score import score_episodes
 from pipeline.quality.sketch import SketchStage
-from pipeline.store import arrays, tables
+from pipeline.store import tables
 from pipeline.store.catalog import Catalog
 from pipeline.store.reader import Version
 from schemas.episode import Episode
@@ -153,18 +153,16 @@ def read(work: Work) -> Iterator[tuple[Unit, Iterator[Episode]]]:
         TransientError: if episodes were erased since the positions were counted.
     """
     catalog = work.catalog
-    commit = catalog.refs.read(work.version.branch, work.version.number)
-    table = tables.episode_table(catalog, commit)
+    version = Version(catalog, catalog.refs.read(work.version.branch, work.version.number))
+    version.episodes(columns=["episode_id"])  # the table that positions are of, as it is now
     if len(catalog.erased()) != work.erased:
         raise TransientError(
             "Expected the episodes that were there when the job began, some were erased "
             "meanwhile; run it again.",
             where=catalog.url,
         )
-    state = catalog.refs.state(commit)
-    blocks = {block.id: block for part in state.parts for block in part.blocks}
     for unit in work.units:
-        yield unit, arrays.read_episodes(catalog, blocks, table.take(unit.positions))
+        yield unit, version.episodes_at(unit.positions)
 
 
 # -- on the workers ------------------------------------------------------------------------------

@@ -54,13 +54,12 @@ class Idle:
 
 def idle(episode: Episode) -> Idle | None:
     """Returns the idle steps of one episode; None where actions are unknown."""
-    actions = _flat(episode)
-    if actions is None:
+    is_idle = idle_steps(episode)
+    if is_idle is None:
         return None
-    is_idle = _quiet(actions) & _slow(episode)
     ends = np.flatnonzero(np.diff(np.concatenate([[0], is_idle, [0]]).astype(np.int8)))
     runs = ends[1::2] - ends[::2]
-    steps = len(actions)
+    steps = len(is_idle)
     return Idle(
         steps=steps,
         idle=int(is_idle.sum()),
@@ -68,6 +67,12 @@ def idle(episode: Episode) -> Idle | None:
         leading=int(runs[0]) if len(runs) and ends[0] == 0 else 0,
         trailing=int(runs[-1]) if len(runs) and ends[-1] == steps else 0,
     )
+
+
+def idle_steps(episode: Episode) -> np.ndarray | None:
+    """Returns (T,) bool, the idle steps of one episode; None where actions are unknown."""
+    actions = _flat(episode)
+    return None if actions is None else np.asarray(_quiet(actions) & _slow(episode))
 
 
 def smoothness(episode: Episode) -> float:

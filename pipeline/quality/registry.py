@@ -212,6 +212,32 @@ DERIVED: dict[str, Derived] = {
 """What `dataset_values` adds to the metrics' own values."""
 
 
+NETWORK_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "action_divergence_x",
+            "1",
+            "standardised action^2",
+            "Mean squared deviation of actions from a network trained on other episodes: for "
+            "curved policies of more than six state dims, from some 40,000 steps on.",
+            "steps",
+            True,
+        ),
+        Metric(
+            "transition_diversity_x",
+            "1",
+            "nats",
+            "Entropy of the next state's residual by a network trained on other episodes, summed "
+            "over state dims.",
+            "steps",
+            True,
+        ),
+    )
+}
+"""What `penstock residuals` measures."""
+
+
 def chosen(config: MeasureConfig) -> tuple[str, ...]:
     """Returns the names of the metrics to compute, in the registry's order.
 

@@ -55,13 +55,20 @@ def pooled_noise(covariance: np.ndarray) -> Noise:
     )
 
 
-def score_transitions(placed: Placed) -> dict[str, np.ndarray]:
-    """Returns `transition_diversity` of a block's episodes, (E,) nats, NaN for none."""
+@dataclass(frozen=True)
+class TransitionSteps:
+    """Per-step readings of a block's scorable rows."""
+
+    rows: np.ndarray  # (n,) int64, positions in the block
+    surprisal: np.ndarray  # (n,) float64, nats
+
+
+def transition_steps(placed: Placed) -> TransitionSteps | None:
+    """Returns per-step surprisals of a block; None where the task has no dynamics fit."""
     block, model = placed.block, placed.model
-    count = len(block.lengths)
     rows = np.flatnonzero(block.moving)
     if model.dynamics is None or not len(rows):
-        return {"transition_diversity": np.full(count, np.nan)}
+        return None
     controls = model.controls.encode(block.actions[rows])
     found = leave_out(
         model.dynamics,
@@ -74,8 +81,22 @@ def score_transitions(placed: Placed) -> dict[str, np.ndarray]:
         ),
     )
     noise = pooled_noise(model.dynamics.noise)
-    distance = ((found.residual @ noise.whitening) ** 2).sum(1) / (1 + found.leverage)
-    nats = 0.5 * (noise.dims * np.log(2 * np.pi) + noise.log_determinant + distance)
+    return TransitionSteps(rows, surprisal(found.residual, noise, found.leverage))
+
+
+def surprisal(residual: np.ndarray, noise: Noise, leverage: np.ndarray | float) -> np.ndarray:
+    """Returns (n,) nats of (n, d) residuals under a Gaussian of some noise."""
+    distance = ((residual @ noise.whitening) ** 2).sum(1) / (1 + leverage)
+    return np.asarray(0.5 * (noise.dims * np.log(2 * np.pi) + noise.log_determinant + distance))
+
+
+def score_transitions(placed: Placed) -> dict[str, np.ndarray]:
+    """Returns `transition_diversity` of a block's episodes, (E,) nats, NaN for none."""
+    block = placed.block
+    count = len(block.lengths)
+    steps = transition_steps(placed)
+    if steps is None:
+        return {"transition_diversity": np.full(count, np.nan)}
     faulty = block.faulty_transitions > MAX_FAULTY_SHARE * block.lengths
-    scores = episode_means(nats, block.episodes[rows], count)
+    scores = episode_means(steps.surprisal, block.episodes[steps.rows], count)
     return {"transition_diversity": np.where(faulty, np.nan, scores)}

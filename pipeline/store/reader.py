@@ -194,6 +194,13 @@ class Version:
             table = table.filter(pa.array(choose(table, where).mask))
         return self._read(table)
 
+    def episodes_at(self, positions: np.ndarray) -> Iterator[Episode]:
+        """Yields the episodes at some positions of `episodes()`, with their arrays, in that order.
+
+        Only blocks that hold some of them are read.
+        """
+        return self._read(self._table().take(pa.array(positions)))
+
     # -- adding --------------------------------------------------------------------------------
 
     def annotate(
