@@ -60,7 +60,8 @@ def firsts(version: Version, mask: np.ndarray, unscored: Unscored | None) -> np.
         )
     is_open = mask & ~_looked_at(version)
     kept = _without(is_open, COPIES, unscored)
-    groups = pc.coalesce(table[COPIES], table["episode_id"]).combine_chunks().dictionary_encode()
+    named = pc.coalesce(table[COPIES].cast(pa.string()), table["episode_id"])
+    groups = named.combine_chunks().dictionary_encode()
     candidates = np.flatnonzero(mask & kept)
     codes = groups.indices.to_numpy(zero_copy_only=False)[candidates]
     first = np.zeros(len(mask), bool)

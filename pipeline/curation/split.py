@@ -102,7 +102,8 @@ def _keys(table: pa.Table, version: Version, by: str) -> pa.ChunkedArray:
     own = version.episodes(columns=[by])[by]
     if COPIES not in table.column_names:
         return own
+    copies = table[COPIES].cast(pa.string())
     if by == ID:
-        return pc.coalesce(table[COPIES], own)
-    at = pc.index_in(table[COPIES], value_set=table[ID].combine_chunks())
+        return pc.coalesce(copies, own)
+    at = pc.index_in(copies, value_set=table[ID].combine_chunks())
     return pc.if_else(pc.is_valid(at), own.combine_chunks().take(at.combine_chunks()), own)

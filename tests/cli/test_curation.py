@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -135,6 +136,23 @@ def test_suggest_proposes_a_command_that_runs(store, penstock):
     code, out, _ = penstock("suggest", store.url)
     assert code == 0
     assert told["sentence"] in out
+
+
+def test_the_page_on_curation_keeps_its_word(store, penstock, tmp_path, monkeypatch):
+    """Every command of docs/curation.md runs, in order."""
+    Path(store.url).rename(tmp_path / "store")
+    made = open_store(tmp_path / "store")
+    score(made, dict.fromkeys(names(60)), metric="duplicate_of")
+    (tmp_path / "labels.csv").write_text("episode_id,grade\ne1,5\n")
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parents[2] / "docs" / "curation.md"
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line]
+    assert len(commands) > 10
+    for command in commands:
+        code, _, err = penstock(*shlex.split(command)[1:])
+        assert code == 0, f"{command}: {err}"
+    assert len(open_store(tmp_path / "store").version("best")) == 20
 
 
 @pytest.mark.slow
