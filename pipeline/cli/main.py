@@ -12,6 +12,7 @@ from pipeline.cli import (
     bench,
     curate,
     demo,
+    drift,
     formats,
     ingest,
     learn,
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for group in (
-    *(demo, ingest, formats, look, names, measure, report, suggest, curate, annotate),
+    *(demo, ingest, formats, look, names, measure, drift, report, suggest, curate, annotate),
     *(maintain, learn, bench),
 ):
     group.register(app)

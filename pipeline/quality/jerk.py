@@ -3,7 +3,7 @@
 -ln(T^3 / v_peak^2 * integral of |v''|^2 dt) (Hogan and Sternad 2009): -5.32, minus the logarithm of
 204.8, for a minimum-jerk reach. Two derivatives amplify noise without bound: 1 % of it reads -8 to
 -23 instead, so the speed is smoothed first, by a Gaussian that leaves half of the amplitude at a
-cut-off of 10 periods per episode. That leaves a minimum-jerk reach at -5.2.
+cut-off of 10 periods per episode. That leaves a minimum-jerk reach at -5.1.
 """
 
 from __future__ import annotations
