@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 
+import numpy as np
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.store.store import open_store
 from tests.episodes import write_d4rl
 
 
@@ -54,3 +57,15 @@ def test_what_does_not_fit_exits_with_2_and_writes_nothing(store, tmp_path, capf
     assert main(["report", str(store), "--out", str(out), *options, "--json"]) == 2
     assert json.loads(capfd.readouterr().out)["error"]["kind"] == kind
     assert not out.exists()
+
+
+def test_refused_episodes_are_listed_with_their_reasons(tmp_path, capfd):
+    rewards = np.zeros(70, np.float32)
+    rewards[31] = np.nan  # in the third episode
+    source = write_d4rl(tmp_path / "a.hdf5", [10, 20, 40], rewards=rewards)
+    assert main(["ingest", str(source), "--into", str(tmp_path / "s")]) == 3
+    assert main(["report", str(tmp_path / "s"), "--out", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Refused episodes: 1" in text
+    (refused,) = open_store(tmp_path / "s").quarantine().to_pylist()
+    assert f'<td>nan</td><td class="text">{html.escape(refused["message"])}</td>' in text
