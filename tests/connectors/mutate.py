@@ -1,5 +1,7 @@
-"""Seeded changes to valid files: bytes flipped, cut, put in, moved, lengths lied about; and, where
-the format is understood, values changed inside what is otherwise whole.
+"""Seeded changes to valid files.
+
+Bytes are flipped, cut, put in and moved, lengths lied about; and, where the format is understood,
+values are changed inside what is otherwise whole.
 """
 
 from __future__ import annotations
@@ -163,9 +165,7 @@ def _change_hdf5(data: bytes, random: Random) -> bytes:
                 rows = node[()]
                 flat = np.atleast_1d(np.asarray(rows)).reshape(-1)
                 if flat.dtype.kind in "biuf":
-                    flat[int(random.integers(flat.size))] = (0, 1, 2, 255)[
-                        int(random.integers(4))
-                    ]
+                    flat[int(random.integers(flat.size))] = (0, 1, 2, 255)[int(random.integers(4))]
                     if flat.dtype.kind == "f" and random.random() < 0.5:
                         flat[int(random.integers(flat.size))] = np.nan
                     node[()] = flat.reshape(np.shape(rows))
