@@ -3,9 +3,9 @@
 An Arrow file is memory-mapped and its buffers are used where they lie, so it can never become
 larger than it is, unless its record batches are compressed: then a few bytes may claim gigabytes.
 The writers we read from never compress them, so such batches are refused. A Parquet file is held
-to what its footer and its pages say it becomes (`connectors.parquet_footer`): at most 200 times the
-file, where that is more than 64 MiB. Every table is validated in full before anything reads it: Arrow trusts its own
-offsets, and wrong ones end the process.
+to what its footer and its pages say it becomes (`connectors.parquet_footer`): at most 200 times
+the file, where that is more than 64 MiB. Every table is validated in full before anything reads it:
+Arrow trusts its own offsets, and wrong ones end the process.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _DEFLATE, _FLETCHER32 = 1, 3
 _COMPRESSORS = {_DEFLATE: "gzip", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 _HARMLESS = {2, _FLETCHER32}  # shuffle and checksum keep the size
 _POINTER = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-"""What stands for a row of its own length; HDF5 keeps addresses of 8 bytes unless told otherwise."""
+"""What stands for a row of its own length (addresses have 8 bytes unless a file says otherwise)."""
 _DEFLATE_RATIO = 1032  # the most that one byte of a deflate stream can become (zlib, "maximum")
 
 
@@ -214,14 +214,19 @@ class Hdf5Group:
             f"Expected {expected} {name!r} in {self.where}, there is {there}.", where=self.where
         )
 
+    def _too_many(self) -> SourceError:
+        return SourceError(
+            f"Expected at most {self._limits.leaves} datasets, nested at most "
+            f"{self._limits.depth} deep; {self.where} has more.",
+            where=self.where,
+        )
+
     def _collect(self, prefix: str, found: dict[str, Hdf5Array], depth: int) -> None:
-        if depth > self._limits.depth or len(found) > self._limits.leaves:
-            raise SourceError(
-                f"Expected at most {self._limits.leaves} datasets, nested at most "
-                f"{self._limits.depth} deep; {self.where} has more.",
-                where=self.where,
-            )
+        if depth > self._limits.depth:
+            raise self._too_many()
         for name in self.names():
+            if len(found) >= self._limits.leaves:
+                raise self._too_many()
             if self.is_group(name):
                 self.group(name)._collect(f"{prefix}{name}/", found, depth + 1)
             else:

@@ -101,6 +101,13 @@ def _read_record(dataset: Dataset, folder: Path) -> Record:
             code="unreadable",
             where=str(folder),
         )
+    links = [part.name for part in (folder, *parts) if part.is_symlink()]
+    if links:
+        raise SourceError(
+            f"Expected data files in {folder} itself, {links[0]} is a link; links are never "
+            f"followed.",
+            where=str(folder),
+        )
     reader = _READERS[dataset.storage]
     table = pa.concat_tables([reader(part) for part in parts])
 

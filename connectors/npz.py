@@ -26,6 +26,8 @@ from schemas.errors import NotFoundError, SourceError
 _NUMBERS = "biuf"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: lengths of its name and extra field
 _HEADER_BYTES = 10_000
+_FREE_BYTES, _RATIO = 64 * 2**20, 200
+"""What a member may always become, and how many times its size beyond that (as in HDF5)."""
 _SKIP_BYTES = 1 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -151,11 +153,13 @@ def _open_member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
         )
     stated = header + math.prod(shape) * dtype.itemsize
     # What an archive claims of its own entry is only a claim; no deflate stream can exceed 1032:1.
-    most = entry.compress_size * (1 if entry.compress_type == zipfile.ZIP_STORED else 1032)
+    is_stored = entry.compress_type == zipfile.ZIP_STORED
+    most = entry.compress_size if is_stored else max(_FREE_BYTES, _RATIO * entry.compress_size)
+    most = min(most, 1032 * entry.compress_size)
     if stated != entry.file_size or stated > most + 64:
         raise SourceError(
             f"Expected {stated:,} bytes in {where} for shape {shape} of {dtype}, the archive holds "
-            f"{entry.file_size:,} in {entry.compress_size:,} stored.",
+            f"{entry.file_size:,} in {entry.compress_size:,} stored (a decompression bomb?).",
             where=where,
         )
     return NpzArray(path, entry, tuple(shape), dtype, header)

@@ -105,8 +105,7 @@ def _claimed_by_column(
         encoding = data.get(_ENCODING if _DATA in page else _ENCODING_2)
         if kind == _BYTE_ARRAY and encoding == _DELTA_BYTE_ARRAY:
             repeated += count * page[_INFLATED]  # each value may repeat all of the one before
-    values = max(values, 0)
-    return max(inflated, values * width, values * longest * (kind == _BYTE_ARRAY), repeated)
+    return int(max(inflated, values * width, values * longest * (kind == _BYTE_ARRAY), repeated))
 
 
 def _pages(
