@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "annotate",
         help="Add labels to episodes as columns of a new version; `revert` takes them back.\n\n"
-        "Examples: penstock annotate ./store --csv labels.csv\n\n"
+        "Example: penstock annotate ./store --csv labels.csv\n\n"
         "penstock annotate ./store --split train=0.9,val=0.1 --seed 7",
     )(annotate)
 

@@ -75,8 +75,10 @@ def log(
 
 
 def show(store: StoreRef, json: Json = False) -> None:
+    from pipeline.curation.select import describe as describe_curation
     from pipeline.jobs.summary import describe
     from pipeline.store.store import open_store, parse_ref
+    from schemas.version import Derivation
 
     url, ref = parse_ref(store)
     opened = open_store(url)
@@ -101,7 +103,8 @@ def show(store: StoreRef, json: Json = False) -> None:
         say("single writer: its storage lacks conditional writes; one process writes at a time")
     if facts["derivation"]:
         base = facts["derivation"]["base"]
-        say(f"curated from {base['branch']}:{base['number']}: {facts['derivation']['where']}")
+        how = describe_curation(Derivation.model_validate(facts["derivation"]))
+        say(f"curated from {base['branch']}:{base['number']}: {how}")
     for name, spec in facts["specs"].items():
         rows = [(n, f["dtype"], str(f["shape"]), f["encoding"]) for n, f in spec["fields"].items()]
         table((f"field ({name})", "dtype", "shape", "encoding"), rows)
@@ -128,6 +131,7 @@ def diff(store: StoreArg, ref1: str, ref2: str, json: Json = False) -> None:
         ("-", changes.removed),
         ("!", changes.replaced),
         ("~", changes.rescored),
+        ("#", changes.relabelled),
     ):
         for name in ids[:20]:
             say(f"{sign} {name}")
@@ -135,7 +139,8 @@ def diff(store: StoreArg, ref1: str, ref2: str, json: Json = False) -> None:
             say(f"{sign} ... {len(ids) - 20:,} more")
     say(
         f"{len(changes.added):,} added, {len(changes.removed):,} removed, "
-        f"{len(changes.replaced):,} replaced, {len(changes.rescored):,} scored anew"
+        f"{len(changes.replaced):,} replaced, {len(changes.rescored):,} scored anew, "
+        f"{len(changes.relabelled):,} labelled anew"
     )
 
 

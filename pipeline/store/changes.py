@@ -1,15 +1,17 @@
-"""What differs between two versions: episodes added, removed, scored anew."""
+"""What differs between two versions: episodes added, removed, scored anew, labelled anew."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.catalog import Catalog
+from pipeline.store.labels import FREE_FACTS
 from pipeline.store.tables import episode_table
-from schemas.table import METRIC_COLUMNS
+from schemas.table import METRIC_COLUMNS, own_columns
 from schemas.version import Commit
 
 
@@ -22,6 +24,8 @@ class Changes:
     rescored: tuple[str, ...]
     replaced: tuple[str, ...] = ()
     """In both, with other content."""
+    relabelled: tuple[str, ...] = ()
+    """In both, with the same content and other labels, returns or corrected facts."""
 
 
 def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
@@ -32,16 +36,27 @@ def diff(catalog: Catalog, one: Commit, two: Commit) -> Changes:
     shared = after.filter(pc.is_valid(kept))
     old = before.take(pc.drop_null(kept))
     is_replaced = pc.not_equal(old["digest"], shared["digest"])
-    changed = pa.chunked_array([pa.array([False] * shared.num_rows, pa.bool_())])
-    for name in METRIC_COLUMNS:
-        if name in after.column_names or name in before.column_names:
-            changed = pc.or_(changed, _differs(_column(old, name), _column(shared, name)))
+    changed = _any_differs(old, shared, METRIC_COLUMNS)
+    labels = {*own_columns(before.schema, "labels"), *own_columns(after.schema, "labels")}
+    labelled = _any_differs(old, shared, (*FREE_FACTS, "episode_return", *sorted(labels)))
     return Changes(
         added=tuple(after.filter(pc.is_null(kept))["episode_id"].to_pylist()),
         removed=tuple(before.filter(pc.invert(gone))["episode_id"].to_pylist()),
         rescored=tuple(shared.filter(pc.and_not(changed, is_replaced))["episode_id"].to_pylist()),
         replaced=tuple(shared.filter(is_replaced)["episode_id"].to_pylist()),
+        relabelled=tuple(
+            shared.filter(pc.and_not(labelled, is_replaced))["episode_id"].to_pylist()
+        ),
     )
+
+
+def _any_differs(old: pa.Table, new: pa.Table, names: Iterable[str]) -> pa.ChunkedArray:
+    """Says which rows differ in some of the columns, where one of the tables has them."""
+    changed = pa.chunked_array([pa.array([False] * new.num_rows, pa.bool_())])
+    for name in names:
+        if name in new.column_names or name in old.column_names:
+            changed = pc.or_(changed, _differs(_column(old, name), _column(new, name)))
+    return changed
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,56 @@ def test_labels_of_two_types_at_the_same_time_are_not_mixed(store, tmp_path) -> 
     with pytest.raises(UsageError, match="texts in 'g' as before"):
         racing(tmp_path, meanwhile).version().annotate(labels(episode_id=["e1"], g=[1]))
     assert column(open_store(store.url), "g") == ["text", *[None] * 5]
+
+
+def test_writers_of_every_kind_at_once(store: Store) -> None:
+    """Labels, arrays, appends, replacements, scores and compaction from processes' own stores."""
+    rounds = 4
+
+    def label(mine: Store, turn: int) -> None:
+        mine.version().annotate(labels(episode_id=[f"e{turn}"], g=[turn]))
+
+    def relabel(mine: Store, turn: int) -> None:
+        mine.version().annotate_steps("rewards", {f"e{turn}": np.full(turn + 3, 5.0)})
+
+    def append(mine: Store, turn: int) -> None:
+        mine.append([episode(f"new{turn}", 4)])
+
+    def replace(mine: Store, turn: int) -> None:
+        mine.append([episode("e5", 2, seed=turn + 1)], on_change="replace")
+
+    def compact(mine: Store, _turn: int) -> None:
+        mine.compact(everything=True)
+
+    def run(act) -> None:
+        mine = open_store(store.url)
+        for turn in range(rounds):
+            act(mine, turn)
+
+    with ThreadPoolExecutor(5) as pool:
+        for done in [pool.submit(run, act) for act in (label, relabel, append, replace, compact)]:
+            done.result()
+    fresh = open_store(store.url)
+    table = fresh.version().episodes().to_pylist()
+    assert {row["episode_id"] for row in table} == {*names(6), *names(rounds, "new")}
+    marked = {row["episode_id"]: row["g"] for row in table if row["g"] is not None}
+    assert marked == {f"e{turn}": turn for turn in range(rounds)}
+    for one in fresh.version().iter_episodes():
+        is_new = one.episode_id in names(rounds)
+        assert (one.rewards == 5).all() == is_new
+    assert_same_episode(fresh.version().episode("e5"), episode("e5", 2, seed=rounds))
+    assert fresh.doctor().damage == []
+
+
+def test_a_diff_names_what_was_labelled_anew(store: Store) -> None:
+    store.version().annotate(labels(episode_id=["e1", "e2"], g=[1, 2]))
+    store.version().annotate(labels(episode_id=["e2"], success=[True]))
+    store.version().annotate_steps("rewards", {"e4": np.full(7, 2.0)})
+    assert store.diff("main:2", "main:3").relabelled == ("e1", "e2")
+    assert store.diff("main:3", "main:4").relabelled == ("e2",)
+    assert store.diff("main:4", "main:5").relabelled == ("e4",)
+    assert store.diff("main:2", "main").rescored == ()
+    assert store.diff("main", "main").relabelled == ()
 
 
 def test_a_curation_keeps_the_labels_that_came_meanwhile(store, tmp_path) -> None:
