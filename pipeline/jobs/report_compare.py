@@ -9,7 +9,10 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import ks_2samp
 
+from pipeline.jobs.compare import Compared, compare_versions
 from pipeline.store.store import Store, Version
+from schemas.errors import UsageError
+from schemas.metrics import MeasureConfig
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,18 @@ class Comparison:
     columns: dict[str, np.ndarray]
     """(episodes,) float64 of the other version, by column."""
     differences: list[Difference]
+    layouts: list[Compared]
+    """How states and actions differ, by layout; empty where there is nothing to compare."""
+    unread: str
+    """Why there is nothing to compare."""
 
 
 def compare(
-    store: Store, version: Version, columns: Mapping[str, np.ndarray], against: str
+    store: Store,
+    version: Version,
+    columns: Mapping[str, np.ndarray],
+    against: str,
+    where: str | None,
 ) -> Comparison:
     """Compares columns of a version's episodes with those of another version.
 
@@ -50,7 +61,8 @@ def compare(
         store: of both.
         version: the version.
         columns: (episodes,) float64 of each of its columns; NaN where there is none.
-        against: the other one.
+        against: the other one, whole.
+        where: the filter that the columns' episodes passed.
     """
     other = store.version(against)
     named = f"{other.branch}:{other.number}"
@@ -81,6 +93,11 @@ def compare(
                 is_comparable=is_same,
             )
         )
+    try:
+        drift = compare_versions(other, version, MeasureConfig(), second_where=where)
+        layouts, unread = list(drift.layouts), "" if drift.layouts else "No fields are shared."
+    except UsageError as error:  # no states or no actions in one of them
+        layouts, unread = [], error.message
     changes = store.diff(named, f"{version.branch}:{version.number}")
     return Comparison(
         ref=named,
@@ -90,4 +107,6 @@ def compare(
         replaced=len(changes.replaced),
         columns=before,
         differences=differences,
+        layouts=layouts,
+        unread=unread,
     )

@@ -172,7 +172,7 @@ def gather(
         log_count=len(log),
         trends=_trends(log[:MAX_VERSIONS]),
         picks=_picks(table, columns),
-        comparison=None if against is None else compare(store, version, columns, against),
+        comparison=None if against is None else compare(store, version, columns, against, where),
         commands=_commands(store.url, named, version.branch, where, against, out, metrics, missing),
     )
 
@@ -368,6 +368,8 @@ def _commands(
         ("Make this report again", again),
         ("The version's facts", ["penstock", "show", fixed]),
     ]
+    if against is not None:
+        found.append(("How far it drifted", ["penstock", "drift", url, against, ref]))
     if missing:
         found.append(("Measure what is missing", ["penstock", "measure", f"{url}@{branch}"]))
     worst = next((m.name for m in metrics if m.name == "action_divergence"), "length")

@@ -117,6 +117,8 @@ def test_what_a_measured_version_s_page_holds(page, measured):
         *("31", "1,240", "action_divergence", "task-0", "task-1", "again-3", "first tries"),
         "1 episodes are copies",
         "Against main:2 with 20 episodes: 11 added, 0 removed, 0 replaced",
+        "A classifier tells the versions apart with an AUC of",
+        "penstock drift",
         "highest action_divergence, place 1",
         "lowest episode_return, place 4",
         "penstock curate",
@@ -183,6 +185,13 @@ def test_a_comparison_sees_what_moved(tmp_path):
     assert found["episode_return"].shift > 10
     assert found["length"].shift is None  # all are of one length
     assert (found["length"].distance, data.comparison.added, data.comparison.removed) == (0, 4, 8)
+
+
+def test_versions_without_actions_are_compared_by_their_columns_alone(tmp_path):
+    store = open_store(tmp_path / "s", create=True)
+    store.append([episode(f"e{n}").replace(actions=None) for n in range(4)])
+    page = made(store, tmp_path, against="main:1", where="length < 99")
+    assert "States and actions are not compared: Expected episodes of states" in page.text
 
 
 def test_a_filter_narrows_the_report_and_is_checked(measured, tmp_path):
