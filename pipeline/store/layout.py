@@ -170,6 +170,11 @@ def quarantine(name: str) -> str:
     return f"quarantine/{name}.parquet"
 
 
+def run_reference(run: str, step: int) -> str:
+    """Key of what a learner's run reads from a step on."""
+    return f"{RUNS}/{run}/{step:012d}.json"
+
+
 def run_record(run_id: str) -> str:
     """Key of the record of one job's run."""
     return f"runs/{check_run_id(run_id)}.json"
