@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: setup demo test test-reliability lint format bench peers clean
+.PHONY: setup demo test test-reliability conformance lint format bench peers clean
 
 setup: $(READY)
 
@@ -26,6 +26,16 @@ test: $(READY)
 test-reliability: $(READY)
 	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 1200 \
 		tests/reliability tests/store/test_maintenance_*.py
+
+# What the formats' own libraries make of our files, in environments of their own (gigabytes).
+conformance: $(READY)
+	$(BIN)/python tests/conformance/run.py
+
+# Bad inputs in full: 20,000 mutants of each parser, and datasets larger than memory may be.
+test-hostile: $(READY)
+	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		tests/connectors/test_hostile.py tests/connectors/test_fuzz.py \
+		tests/connectors/test_memory.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
