@@ -35,7 +35,14 @@ def runs(first: int, last: int, offset: float, **facts: Any) -> list[Episode]:
         rewards = np.full(40, 2 * states[0, 0] + 1.25)
         actions = states[:-1, :1] + 0.1 * rng.normal(size=(40, 1))
         found.append(
-            Episode(f"e{number}", states, actions, rewards, truncated=np.arange(40) == 39, **facts)
+            Episode(
+                f"e{number}",
+                {"state": states},
+                actions,
+                rewards,
+                truncated=np.arange(40) == 39,
+                **facts,
+            )
         )
     return found
 
@@ -91,7 +98,7 @@ def test_versions_and_kinds_are_compared(store: Store, capsys: pytest.CaptureFix
     (compared,) = found.layouts
     assert found.verdict == "differ strongly"
     assert compared.drift.episodes == (40, 40)
-    assert compared.states == ("observations",)
+    assert compared.states == ("observations/state",)
     with pytest.raises(UsageError, match="came none"):
         compare_versions(version, version, config, second_where="kind == 'synthetic'")
 
