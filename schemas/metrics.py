@@ -65,9 +65,9 @@ class NetworkConfig(Document):
     network that was trained without that fold."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers."""
-    epochs: int = Field(default=30, ge=1)
-    batch_size: int = Field(default=256, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    learning_rate: float = Field(default=4e-3, gt=0)
     """Of Adam; decays to 0 over the epochs along a cosine."""
     max_rows: int = Field(default=1_000_000, ge=1)
     """Rows of one task that networks are trained on at most: whole episodes, by their hash."""

@@ -21,6 +21,7 @@ from pipeline.cli import (
     measure,
     names,
     report,
+    residuals,
     suggest,
 )
 from pipeline.cli.output import emit, note
@@ -33,8 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for group in (
-    *(demo, ingest, formats, look, names, measure, drift, report, suggest, curate, annotate),
-    *(maintain, learn, bench),
+    *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
+    *(curate, annotate, maintain, learn, bench),
 ):
     group.register(app)
 
