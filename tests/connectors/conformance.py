@@ -289,7 +289,7 @@ def _extras_without_final() -> list[Episode]:
     return [_episode(k, final=False, extras={"physics": rows}) for k, rows in physics.items()]
 
 
-def smooth_pictures(seed: int, rows: int, size: int = 48) -> np.ndarray:
+def smooth_pictures(seed: int, rows: int, size: int = 32) -> np.ndarray:
     """(rows, size, size, 3) uint8 of soft, moving blobs: what cameras and codecs are made for."""
     rng = _rng(seed)
     y, x = np.mgrid[0:size, 0:size] / size
