@@ -83,7 +83,7 @@ def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
     return tuple(pinned)
 
 
-def open_stream(pinned: Sequence[Pinned], sampling: Sampling) -> BatchStream:
+def open_stream(pinned: Sequence[Pinned], sampling: Sampling) -> Stream | Mixture:
     """Opens one stream over pinned versions: a plain one, or a mixture by their weights."""
     if len(pinned) == 1:
         return _stream(pinned[0].open(), sampling)
@@ -116,6 +116,11 @@ def open_growing(
         seed=sampling.seed,
         demonstration=[True] * len(offline) + [False],
     )
+
+
+def run_name(algo: str, run: str) -> str:
+    """Returns what stores call a run."""
+    return f"{algo}-{run[:12]}"
 
 
 def fit(pinned: Sequence[Pinned], standardise: bool) -> Normaliser:

@@ -27,7 +27,7 @@ from learners.checkpoint import (
     save_checkpoint,
     snapshot,
 )
-from learners.data import Pinned, Sampling, only_spec, open_growing
+from learners.data import Pinned, Sampling, only_spec, open_growing, run_name
 from learners.evaluate import evaluate
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.run import (
@@ -47,6 +47,7 @@ from learners.settings import Settings
 from pipeline.store.reader import Version
 from pipeline.store.store import Store, open_store
 from pipeline.stream.mixture import Mixture
+from pipeline.stream.provenance import refer
 from schemas.episode import Episode
 from schemas.errors import NameTakenError, SpecMismatchError
 from schemas.packed import Rows, plain
@@ -216,6 +217,7 @@ def _follow(run: _Run, config: FinetuneConfig, version: Version) -> None:
         run.batches = open_growing(run.offline, version, fraction, run.sampling)
     else:
         run.batches.follow(version)
+    refer(run_name(run.learner.name, run.id), run.batches)
 
 
 def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:

@@ -24,7 +24,7 @@ from learners.checkpoint import (
     save_checkpoint,
     snapshot,
 )
-from learners.data import BatchStream, Pinned, Sampling, fit, open_stream, pin
+from learners.data import BatchStream, Pinned, Sampling, fit, open_stream, pin, run_name
 from learners.evaluate import evaluate
 from learners.run import (
     Progress,
@@ -40,6 +40,7 @@ from learners.run import (
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
 from learners.settings import Settings, read_settings
+from pipeline.stream.provenance import refer
 from schemas.errors import NameTakenError
 
 FIXED = ("algo", "data", "settings", "batch_size", "seed", "discount", "sampler")
@@ -165,7 +166,9 @@ def _begin(config: TrainConfig) -> _Run:
     pinned = pin(config.data)
     normaliser = fit(pinned, standardise)
     learner = make_learner(config.algo, settings, normaliser, config.seed, config.device)
-    return _Run(uuid.uuid4().hex, learner, open_stream(pinned, _sampling(config)), pinned, 0)
+    run, stream = uuid.uuid4().hex, open_stream(pinned, _sampling(config))
+    refer(run_name(config.algo, run), stream)
+    return _Run(run, learner, stream, pinned, 0)
 
 
 def _resume(config: TrainConfig) -> _Run:

@@ -136,6 +136,11 @@ class Stream:
         """Number of transitions that the next batch is drawn from."""
         return len(self.feed.at(self._step).index)
 
+    @property
+    def members(self) -> list[tuple[Version, StreamConfig]]:
+        """The version that the next batch is of, and how it is drawn; as a mixture has several."""
+        return [(self.version, self.config)]
+
     def follow(self, version: Version | str) -> None:
         """Reads another version of the same store from the next batch on.
 

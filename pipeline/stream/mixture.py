@@ -92,6 +92,12 @@ class Mixture:
         """Number of the next global batch."""
         return self._step
 
+    @property
+    def members(self) -> list[tuple[Version, StreamConfig]]:
+        """The versions that the next batch is drawn from, and how."""
+        pairs = zip(self._feeds, self.streams, strict=True)
+        return [(feed.at(self._step).version, stream.config) for feed, stream in pairs]
+
     def counts(self, step: int) -> list[int]:
         """Returns how many rows of each source a global batch holds."""
         return list(self._shares.counts(step))
