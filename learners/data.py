@@ -63,6 +63,8 @@ class Sampling:
     discount: float
     device: str
     sampler: str = "transition"
+    episode_ids: bool = False
+    """Whether batches name their episodes."""
 
 
 def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
@@ -173,6 +175,7 @@ def _stream(version: Version, sampling: Sampling) -> Stream:
         device=sampling.device,
         framework="torch",
         discount=sampling.discount,
+        episode_ids=sampling.episode_ids,
     )
 
 

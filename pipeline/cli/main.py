@@ -22,6 +22,7 @@ from pipeline.cli import (
     names,
     report,
     residuals,
+    runs,
     suggest,
 )
 from pipeline.cli.output import emit, note
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, learn, bench),
+    *(curate, annotate, maintain, learn, runs, bench),
 ):
     group.register(app)
 

@@ -12,11 +12,13 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from pipeline.store import layout
 from pipeline.store.catalog import Catalog
 from pipeline.store.files import files_of_state
+from pipeline.store.store import Store
 from schemas.document import Document
 from schemas.errors import DamagedStoreError, NotFoundError, suggest
 from schemas.version import Commit, VersionRef
@@ -109,6 +111,49 @@ def forget(catalog: Catalog, run: str) -> int:
     for reference in found:
         catalog.objects.delete(layout.run_reference(run, reference.step))
     return len(found)
+
+
+def could_draw(store: Store, episode_id: str) -> list[dict[str, Any]]:
+    """Returns which runs could draw an episode, from and until which of their steps.
+
+    Returns:
+        Rows of `run, from_step, until_step` (None if still), `version` and `steps_share`, the
+        episode's share of the version's steps.
+
+    Raises:
+        NotFoundError: if no version that any run read has the episode, nor the newest of a branch.
+    """
+    found: list[dict[str, Any]] = []
+    for run in runs(store.catalog):
+        listed = references(store.catalog, run)
+        ends = [reference.step for reference in listed[1:]]
+        for reference, until in zip(listed, [*ends, None], strict=True):
+            for ref in reference.versions:
+                table = store.version(ref.id).episodes(columns=["episode_id", "length"])
+                at = pc.index(table["episode_id"], episode_id).as_py()
+                if at < 0:
+                    continue
+                steps = pc.sum(table["length"]).as_py()
+                found.append(
+                    {
+                        "run": run,
+                        "from_step": reference.step,
+                        "until_step": until,
+                        "version": ref.id,
+                        "steps_share": table["length"][at].as_py() / max(steps, 1),
+                    }
+                )
+    known = bool(found) or any(
+        pc.index(head.episodes(columns=["episode_id"])["episode_id"], episode_id).as_py() >= 0
+        for head in store.branches().values()
+    )
+    if not known:
+        raise NotFoundError(
+            f"Expected an episode of this store, came {episode_id!r}; `penstock episodes` lists "
+            f"them.",
+            where=store.url,
+        )
+    return found
 
 
 def _parse(data: bytes, key: str) -> RunReference:

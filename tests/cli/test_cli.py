@@ -303,3 +303,26 @@ def test_ingest_and_streams_never_load_torch_and_learners_never_load_beam():
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
         )
         assert done.stdout.strip() == "False", module
+
+
+def test_runs_are_listed_replayed_and_forgotten(penstock, tmp_path):
+    store, run = tmp_path / "store", tmp_path / "run"
+    penstock("ingest", write_d4rl(tmp_path / "a.hdf5", [9, 9]), "--into", store)
+    penstock("train", "bc", "--data", store, "--steps", 3, "--batch-size", 8, "--out", run)
+    code, out, _ = penstock("run", "list", store, "--json")
+    ((name, (reference,)),) = json.loads(out)["runs"].items()
+    assert code == 0
+    assert reference["step"] == 0
+    code, out, _ = penstock("replay", run, "--step", 2, "--out", tmp_path / "b.npz", "--json")
+    made = json.loads(out)
+    assert len(made["indices"]) == len(made["episode_ids"]) == 8
+    with np.load(tmp_path / "b.npz") as batch:
+        assert batch["indices"].tolist() == made["indices"]
+    code, out, _ = penstock("seen", store, made["episode_ids"][0], "--json")
+    assert [row["run"] for row in json.loads(out)["runs"]] == [name]
+    assert penstock("run", "show", store, name)[0] == 0
+    assert penstock("run", "forget", store, name)[0] == 0
+    code, _, err = penstock("run", "show", store, name)
+    assert code == 2
+    assert "Expected a run" in err
+    assert penstock("replay", run, "--step", 3)[0] == 2

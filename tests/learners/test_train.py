@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +14,17 @@ import pytest
 import torch
 
 from learners.checkpoint import load_checkpoint, restore
-from learners.data import Pinned, pin
+from learners.data import Pinned, Sampling, open_stream, pin
 from learners.evaluate import evaluate
 from learners.finetune import FinetuneConfig, finetune
+from learners.replay import replay
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.run import Progress
 from learners.runlog import read_table
 from learners.train import TrainConfig, train
+from pipeline.store import runs
 from pipeline.store.store import Store, open_store
+from pipeline.stream.mixture import Mixture
 from schemas.errors import (
     ConfigError,
     NameTakenError,
@@ -297,3 +301,61 @@ def _assert_same_run(one: Path, two: Path) -> None:
     for name, tensor in left.tensors.items():
         assert torch.equal(tensor, right.tensors[name]), name
     assert read_table(one / "metrics.csv") == read_table(two / "metrics.csv")
+
+
+# -- what a run read, again ------------------------------------------------------------------------
+
+
+def test_a_batch_of_training_is_made_again(tmp_path: Path, store: Store) -> None:
+    config = _train_config(store, tmp_path / "run", steps=12)
+    pinned = pin(config.data)
+    train(config)
+    store.append(_demonstrations(3, first=100))  # the run's version stays what it was
+    sampling = Sampling(config.batch_size, config.seed, config.discount, "cpu")
+    batches = list(itertools.islice(open_stream(pinned, sampling), 12))
+    for step in (0, 7, 11):
+        made = replay(str(tmp_path / "run"), step)
+        for name, array in made.batch.items():
+            if name != "episode_ids":
+                np.testing.assert_array_equal(array, batches[step][name].numpy(), name)
+        assert len(made.batch["episode_ids"]) == config.batch_size
+    with pytest.raises(UsageError, match="from 0 to 11"):
+        replay(str(tmp_path / "run"), 12)
+
+
+def test_batches_of_fine_tuning_are_made_again_over_growing_data(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(_train_config(store, tmp_path / "run", steps=5))
+    seen: list[np.ndarray] = []
+
+    def watched(self: Mixture) -> Any:
+        batch = drawn(self)
+        seen.append(np.asarray(batch["indices"]))
+        return batch
+
+    drawn = Mixture.__next__
+    monkeypatch.setattr(Mixture, "__next__", watched)
+    finetune(_finetune_config(store, tmp_path / "run", 120))
+    monkeypatch.setattr(Mixture, "__next__", drawn)
+    assert len(seen) > 20
+    run = str(tmp_path / "run" / "finetune")
+    for step in (0, len(seen) // 2, len(seen) - 1):
+        np.testing.assert_array_equal(replay(run, step).batch["indices"], seen[step])
+
+
+def test_stores_know_what_runs_read(tmp_path: Path, store: Store) -> None:
+    train(_train_config(store, tmp_path / "run", steps=5))
+    (name,) = runs.runs(store.catalog)
+    (reference,) = runs.references(store.catalog, name)
+    assert reference.versions == (store.version().commit.ref,)
+    finetune(_finetune_config(store, tmp_path / "run", 120))
+    tuned = next(run for run in runs.runs(store.catalog) if run != name)
+    steps = [reference.step for reference in runs.references(store.catalog, tuned)]
+    assert steps[0] == 0
+    assert steps == sorted(set(steps))
+    assert len(steps) > 1
+    first = store.version().episodes(columns=["episode_id"])["episode_id"][0].as_py()
+    assert {row["run"] for row in runs.could_draw(store, first)} == {name, tuned}
+    with pytest.raises(NotFoundError, match="nobody"):
+        runs.could_draw(store, "nobody")

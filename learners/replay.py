@@ -1,0 +1,93 @@
+"""Batches of a run, made again: the same rows of the same versions, long after."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learners.checkpoint import load_checkpoint
+from learners.data import Pinned, Sampling, open_growing, open_stream
+from pipeline.store.store import open_store
+from pipeline.stream.loader import Stream
+from pipeline.stream.mixture import Mixture
+from schemas.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One batch as the run saw it."""
+
+    run: str
+    step: int
+    """Number of the batch among the run's."""
+    versions: tuple[str, ...]
+    """`STORE@ID` of every version it was drawn from."""
+    batch: Mapping[str, np.ndarray]
+    """By flat name, `episode_ids` included."""
+
+    @property
+    def rows(self) -> str:
+        """SHA-256 of which rows were drawn, in their order."""
+        named = "\n".join(map(str, self.batch["episode_ids"]))
+        sha = hashlib.sha256(np.ascontiguousarray(self.batch["indices"], "<i8").tobytes())
+        sha.update(named.encode())
+        return sha.hexdigest()
+
+
+def replay(run: str, step: int) -> Replayed:
+    """Returns the batch of a run's update number `step`, counted from 0 within this run.
+
+    Args:
+        run: folder of the run, or a checkpoint of it.
+        step: up to the last that the checkpoint knows of.
+
+    Raises:
+        NotFoundError: if there is no run, or a version is gone.
+        UsageError: if the run had not come that far.
+    """
+    document = load_checkpoint(Path(run)).document
+    if document.get("stream") is None:
+        raise UsageError("Expected a run that has drawn batches, came one without.", where=run)
+    last = int(document["stream"]["step"])
+    if not 0 <= step < last:
+        raise UsageError(f"Expected a step from 0 to {last - 1}, came {step}.", where=run)
+    stream = _opened(document)
+    stream.load_state_dict({**document["stream"], "step": step})
+    versions = tuple(f"{v.store.url}@{v.id}" for v, _ in stream.members)
+    return Replayed(run, step, versions, flat(next(stream)))
+
+
+def flat(batch: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Returns a batch's arrays by full names joined with `/`."""
+    found: dict[str, np.ndarray] = {}
+    for name, value in batch.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}/")
+        elif isinstance(value, tuple):
+            found |= flat({str(at): one for at, one in enumerate(value)}, f"{prefix}{name}/")
+        else:
+            found[f"{prefix}{name}"] = np.asarray(value)
+    return found
+
+
+def _opened(document: Mapping[str, Any]) -> Stream | Mixture:
+    config = document["config"]
+    said = document.get("sampling", config)
+    sampling = Sampling(
+        batch_size=said["batch_size"],
+        seed=config["seed"],
+        discount=said["discount"],
+        device="cpu",
+        sampler=said["sampler"],
+        episode_ids=True,
+    )
+    pinned = tuple(Pinned(**one) for one in document["data"])
+    if document["kind"] == "train":
+        return open_stream(pinned, sampling)
+    online = open_store(config["into"]).version(document["online"])
+    return open_growing(pinned, online, config["offline_fraction"], sampling)
