@@ -14,14 +14,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from schemas.errors import UnknownNameError, missing_extra, suggest
-
-Backend = Literal["auto", "ckdtree", "flat", "faiss_ivf"]
 
 BACKENDS: tuple[str, ...] = ("auto", "ckdtree", "flat", "faiss_ivf")
 TREE_DIMS = 20
@@ -128,7 +126,7 @@ class NeighborIndex:
 
 
 def build(
-    points: np.ndarray, groups: np.ndarray, *, backend: Backend = "auto", seed: int = 0
+    points: np.ndarray, groups: np.ndarray, *, backend: str = "auto", seed: int = 0
 ) -> NeighborIndex:
     """Returns an index of points.
 
@@ -157,7 +155,7 @@ def build(
     return NeighborIndex(points, groups, backend, 1.0, search)
 
 
-def _choose(points: np.ndarray) -> Literal["ckdtree", "flat", "faiss_ivf"]:
+def _choose(points: np.ndarray) -> str:
     rows, dims = points.shape
     if dims > TREE_DIMS:
         return "flat" if rows <= FLAT_ROWS else "faiss_ivf"

@@ -30,11 +30,13 @@ class Surroundings:
     owners: np.ndarray  # (n,) uint64, content hash of the episode each belongs to
     radius: np.ndarray  # () float64
     actions: np.ndarray | None = None  # (n, columns) float64, encoded, of the same steps
+    backend: np.ndarray | None = None  # () str, of the index that a probe chose; None chooses anew
 
     @cached_property
     def index(self) -> NeighborIndex:
         """Made once per process."""
-        return neighbors.build(self.points, self.owners.view(np.int64))
+        backend = "auto" if self.backend is None else str(self.backend)
+        return neighbors.build(self.points, self.owners.view(np.int64), backend=backend)
 
     @cached_property
     def tree(self) -> cKDTree:
@@ -54,7 +56,7 @@ def surroundings(
     distances = found.distances[:, -1]
     finite = distances[np.isfinite(distances)]
     radius = max(float(np.median(finite)), _NEAREST) if len(finite) else _NEAREST
-    return Surroundings(points, owners, np.array(radius), actions)
+    return Surroundings(points, owners, np.array(radius), actions, np.array(index.backend))
 
 
 def nearest(known: Surroundings, points: np.ndarray, owners: np.ndarray) -> Neighbors:

@@ -31,7 +31,7 @@ def brute(
 @pytest.mark.parametrize(("episodes", "k"), [(10, 5), (2, 16), (1, 3)])
 def test_exact_backends_exclude_the_own_episode(backend: str, episodes: int, k: int) -> None:
     points, groups = cloud(600, 3, episodes)
-    index = build(points, groups, backend=backend)  # type: ignore[arg-type]
+    index = build(points, groups, backend=backend)
     distances, rows = brute(points, groups, points, groups, k)
     found = index.query(points, k, groups)
     np.testing.assert_array_equal(found.rows, rows)
@@ -79,4 +79,4 @@ def test_auto_is_exact_for_few_dimensions() -> None:
 
 def test_unknown_backend_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="ckdtree"):
-        build(np.zeros((3, 1)), np.zeros(3), backend="ckdtre")  # type: ignore[arg-type]
+        build(np.zeros((3, 1)), np.zeros(3), backend="ckdtre")
