@@ -33,6 +33,27 @@ def measure(
     observations: Annotated[
         str | None, typer.Option("--observations", help="Fields that count as state, a,b.")
     ] = None,
+    relative_actions: Annotated[
+        bool, typer.Option("--relative-actions", help="Score differences of actions.")
+    ] = False,
+    angles: Annotated[
+        str | None, typer.Option("--angles", help="Fields or FIELD:DIM in radians, a,b.")
+    ] = None,
+    grippers: Annotated[
+        str | None, typer.Option("--grippers", help="Actions or FIELD:DIM that open and close.")
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option("--embedding", help="Field that holds embedded pictures.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Id of the encoder that made --embedding.")
+    ] = None,
+    return_random: Annotated[
+        float | None, typer.Option("--return-random", help="Of a random policy.")
+    ] = None,
+    return_expert: Annotated[
+        float | None, typer.Option("--return-expert", help="Of a reference policy.")
+    ] = None,
     branch: Annotated[str | None, typer.Option("--branch", help="Where the scores go.")] = None,
     engine: Annotated[
         str, typer.Option(metavar="in-process|dask|beam", help="What does the work.")
@@ -50,13 +71,25 @@ def measure(
     from pipeline.cli.progress import steps_bar
     from pipeline.jobs.measure import measure_version
     from pipeline.store.store import open_store, parse_ref
+    from schemas.errors import UsageError
     from schemas.metrics import FeatureSpec, MeasureConfig
 
     work = _engine(engine, workers, dask, runner)
     url, ref = parse_ref(store)
+    if (embedding is None) != (encoder is None):
+        raise UsageError("Expected --embedding FIELD and --encoder ID together, came one of them.")
     config = MeasureConfig(
-        metrics=tuple(metrics.split(",")) if metrics else None,
-        features=FeatureSpec(observations=tuple(observations.split(",")) if observations else None),
+        metrics=_names(metrics) or None,
+        features=FeatureSpec(
+            observations=_names(observations) or None,
+            relative_actions=relative_actions,
+            angles=_names(angles),
+            grippers=_names(grippers),
+            embedding=embedding,
+            encoder=encoder,
+        ),
+        return_random=return_random,
+        return_expert=return_expert,
     )
     opened = open_store(url)
     with steps_bar("measure", quiet=json) as listener:
@@ -116,3 +149,7 @@ def _engine(engine: str, workers: int | None, dask: str | None, runner: str | No
         raise UsageError(
             f"Expected --{found['loc'][0]} to be right ({found['msg']}), came {found['input']!r}."
         ) from error
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()

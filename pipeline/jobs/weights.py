@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +22,7 @@ from schemas.episode import Episode
 from schemas.errors import UnknownNameError, UsageError, suggest
 from schemas.metrics import FeatureSpec
 
-Kind = Literal["awr", "returns", "advantages", "quality"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("awr", "returns", "advantages", "quality")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class EpisodeWeights:
 
 def episode_weights(
     version: Version,
-    kind: Kind,
+    kind: str,
     *,
     temperature: float = 0.1,
     discount: float = 1.0,

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.cli.main import main
 from pipeline.store.store import Store, open_store
+from tests.episodes import write_d4rl
 from tests.store.makers import episode, names, score
 
 
@@ -174,3 +175,28 @@ def test_the_copies_in_a_real_sample_are_found_and_left_out(shared_data, tmp_pat
     copies = [row for row in rows if row["duplicate_of"] is not None]
     assert len(copies) == 25
     assert all(row["split"] == side[row["duplicate_of"]] for row in copies)
+
+
+def test_weights_become_a_label(penstock, tmp_path):
+    store = tmp_path / "store"
+    penstock("ingest", write_d4rl(tmp_path / "a.hdf5", [9, 9, 9, 9]), "--into", store)
+    code, out, err = penstock("annotate", store, "--weights", "returns", "--json")
+    assert code == 0
+    assert json.loads(out)["columns"] == ["weight"]
+    assert "effective of 4 episodes" in err
+    _, out, _ = penstock("episodes", store, "--columns", "episode_return,weight", "--json")
+    rows = sorted((row["episode_return"], row["weight"]) for row in json.loads(out)["episodes"])
+    assert [weight for _, weight in rows] == sorted(weight for _, weight in rows)
+    code, _, err = penstock("annotate", store, "--weights", "return")
+    assert code == 2
+    assert "returns" in err
+    assert penstock("annotate", store)[0] == 2
+
+
+def test_metrics_take_named_features(penstock, tmp_path):
+    store = tmp_path / "store"
+    penstock("ingest", write_d4rl(tmp_path / "a.hdf5", [40] * 6), "--into", store)
+    features = ("--relative-actions", "--angles", "observations:1", "--return-random", "-9")
+    code, _, _ = penstock("measure", store, "--metrics", "action_divergence", *features)
+    assert code == 0
+    assert penstock("measure", store, "--embedding", "observations")[0] == 2
