@@ -346,4 +346,5 @@ def test_a_commit_without_media_is_as_before(store: Store) -> None:
     document = json.loads(version.commit.model_dump_json())
     block = document["operations"][0]["parts"][0]["blocks"][0]
     assert block.pop("media") == []
+    assert block.pop("sources") is None
     assert set(block) == {"id", "container", "spec", "rows", "bytes", "file"}
