@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from schemas.document import Document
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, suggest
 
 Residency = Literal["auto", "mmap", "ram"]
 Framework = Literal["torch", "numpy"]
 Precision = Literal["float16", "float32", "float64", "keep"]
+Pad = Literal["repeat", "zero", "none"]
+Returns = Literal["to_go", "monte_carlo"]
+
+GOAL_KINDS = ("current", "final", "future", "geometric", "episode", "random")
+"""Where a goal may be taken from."""
+
+_OF_SAMPLERS = {
+    **dict.fromkeys(("window", "history", "action_chunk", "frame_stack", "pad"), "window"),
+    "weights": "weighted",
+    "shuffle_window": "shuffle",
+    **dict.fromkeys(("priority_alpha", "priority_beta"), "prioritised"),
+}
+"""Settings that one sampler alone reads; windows go with any but the uniform transitions."""
+_WITHOUT_WINDOWS = ("transition", "length_proportional")
 
 
 class StreamConfig(Document):
@@ -49,6 +65,123 @@ class StreamConfig(Document):
     verify: bool = True
     """Whether cached blocks are compared with their checksums when they are opened."""
 
+    n_step: int = Field(default=1, ge=1, le=10_000)
+    """Steps that a transition spans; fewer where the episode ends before."""
+    weights: str | None = None
+    """Episode column that the sampler `weighted` draws by."""
+    window: int | None = Field(default=None, ge=1, le=65_536)
+    """Steps of a window from its anchor on."""
+    history: int = Field(default=0, ge=0, le=65_536)
+    """Steps of a window before its anchor."""
+    action_chunk: int | None = Field(default=None, ge=1, le=65_536)
+    """Actions from each step on, as an axis of their own."""
+    frame_stack: int = Field(default=1, ge=1, le=1024)
+    """Observations up to each step, as an axis of their own; 1 adds none."""
+    pad: Pad = "repeat"
+    """What stands where a window leaves its episode; `none` draws only windows that fit."""
+    returns: Returns | None = None
+    """Whether batches carry `returns_to_go`: plain sums, or discounted (`monte_carlo`)."""
+    goals: str | dict[str, float] | None = None
+    """Where goals are taken from: one of `GOAL_KINDS`, or a probability for each of several."""
+    goal_field: str | None = None
+    """Observation field that goals are of; needed only where there are several."""
+    goal_discount: float | None = Field(default=None, ge=0, lt=1)
+    """Gamma of `geometric` goals; `discount` by default."""
+    goal_rewards: bool = True
+    """Whether rewards are relabelled with the goals: 0 where the goal is reached, else -1."""
+    shuffle_window: int = Field(default=16, ge=1)
+    """Chunks whose rows are shuffled together; a chunk is what one block of the store holds."""
+    priority_alpha: float = Field(default=0.6, ge=0, le=10)
+    """Power of priorities that the sampler `prioritised` draws by."""
+    priority_beta: float = Field(default=0.4, ge=0, le=1)
+    """Power of its importance weights; 1 undoes the priorities in full."""
+
+    @property
+    def is_windowed(self) -> bool:
+        """True if rows of a batch are more than one transition."""
+        return self.has_steps or self.action_chunk is not None or self.frame_stack > 1
+
+    @property
+    def has_steps(self) -> bool:
+        """True if batches have an axis of steps."""
+        return self.window is not None or self.history > 0
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Steps that a row of a batch has before its anchor, and from the anchor on."""
+        before = self.history + self.frame_stack - 1
+        return before, (self.window or 1) + (self.action_chunk or 1) - 1
+
+    @property
+    def goal_shares(self) -> dict[str, Fraction]:
+        """Probability of each kind of goal, exact; empty without goals."""
+        if self.goals is None:
+            return {}
+        asked = {self.goals: 1.0} if isinstance(self.goals, str) else self.goals
+        exact = {kind: Fraction(str(asked[kind])) for kind in GOAL_KINDS if kind in asked}
+        return {kind: share / sum(exact.values()) for kind, share in exact.items() if share}
+
+    @property
+    def geometric_discount(self) -> float:
+        """Gamma of `geometric` goals."""
+        return self.discount if self.goal_discount is None else self.goal_discount
+
+    def order(self) -> dict[str, Any]:
+        """Returns the sampler's settings that differ from their defaults, as plain values."""
+        found = {
+            name: getattr(self, name)
+            for name in _ORDER
+            if getattr(self, name) != type(self).model_fields[name].default
+        }
+        if "geometric" in self.goal_shares:
+            found["goal_discount"] = self.geometric_discount
+        return found
+
+    @model_validator(mode="after")
+    def _settings_fit_the_sampler(self) -> StreamConfig:
+        for name, sampler in _OF_SAMPLERS.items():
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if not given or self.sampler == sampler:
+                continue
+            if sampler != "window" or self.sampler in _WITHOUT_WINDOWS:
+                raise ValueError(
+                    f"{name} is a setting of the sampler {sampler!r}, not of {self.sampler!r}"
+                )
+        if self.sampler == "weighted" and self.weights is None:
+            raise ValueError("the sampler 'weighted' needs weights='COLUMN'")
+        if self.sampler == "window" and not self.is_windowed:
+            raise ValueError(
+                "the sampler 'window' needs window=, history=, action_chunk= or frame_stack="
+            )
+        if self.pad == "zero" and self.frame_stack > 1 and self.has_steps:
+            raise ValueError("stacked frames within windows are padded by pad='repeat' or 'none'")
+        if self.n_step > 1 and self.has_steps:
+            raise ValueError("n_step is of single transitions; a window holds its steps one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _goals_fit(self) -> StreamConfig:
+        if self.goals is None:
+            for name in ("goal_field", "goal_discount"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs goals=")
+            return self
+        asked = {self.goals: 1.0} if isinstance(self.goals, str) else self.goals
+        for kind, share in asked.items():
+            if kind not in GOAL_KINDS:
+                raise ValueError(f"no goals {kind!r}; {suggest(kind, GOAL_KINDS)}")
+            if not (share >= 0 and math.isfinite(share)):
+                raise ValueError(f"probability {share} of goals {kind!r}")
+        if not sum(asked.values()) > 0:
+            raise ValueError("no kind of goals has a probability above 0")
+        if "geometric" in asked and self.geometric_discount >= 1:
+            raise ValueError("geometric goals need goal_discount= below 1")
+        if self.n_step > 1 and self.goal_rewards:
+            raise ValueError(
+                "rewards of goals are of single steps; n_step needs goal_rewards=False"
+            )
+        return self
+
     @model_validator(mode="after")
     def _fits(self) -> StreamConfig:
         if self.rank >= self.world_size:
@@ -62,6 +195,13 @@ class StreamConfig(Document):
         return self
 
 
+_ORDER = (
+    *("n_step", "weights", "window", "history", "action_chunk", "frame_stack", "pad", "returns"),
+    *("goals", "goal_field", "goal_rewards", "shuffle_window", "priority_alpha", "priority_beta"),
+)
+"""Settings that a state must have in common with the stream that continues it."""
+
+
 def stream_config(settings: Mapping[str, Any]) -> StreamConfig:
     """Returns the checked settings of a stream.
 
@@ -73,6 +213,18 @@ def stream_config(settings: Mapping[str, Any]) -> StreamConfig:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "stream"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"Expected a setting of a stream, came {name!r}; "
+                f"{suggest(name, StreamConfig.model_fields)}",
+                where=name,
+            ) from error
+        if first["type"] == "value_error":
+            raise ConfigError(
+                f"Expected stream settings that fit each other, came others: "
+                f"{first['ctx']['error']}.",
+                where=name,
+            ) from error
         raise ConfigError(
             f"Expected valid stream settings, came {name}: {first['msg']}; "
             f"known settings: {', '.join(StreamConfig.model_fields)}.",

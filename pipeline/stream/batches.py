@@ -8,11 +8,16 @@ copy of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from pipeline.stream import plan
+from pipeline.stream.returns import NStep
+from pipeline.stream.samplers import Draw, Drawn, sampler_named
 from pipeline.stream.source import OpenVersion
+from pipeline.stream.windows import gather_slots, window_columns
 from schemas.nesting import nest
 from schemas.stream import StreamConfig
 
@@ -23,25 +28,67 @@ Split = Callable[[np.ndarray], Sequence[Any]]
 SPAN = 2  # records gathered per transition: the anchor and the next
 
 
-def columns(
-    opened: OpenVersion, numbers: np.ndarray, config: StreamConfig
-) -> dict[str, np.ndarray]:
+def draw(opened: OpenVersion, asked: Draw) -> Drawn:
+    """Returns what a version's sampler draws, with random words for the goals if it has some."""
+    drawn = sampler_named(opened.config.sampler).draw(asked, opened.index, opened.table)
+    if opened.goals is None:
+        return drawn
+    words = asked.words(plan.GOAL_KIND), asked.words(plan.GOAL_PLACE)
+    return replace(drawn, goal_words=words)
+
+
+def columns(opened: OpenVersion, drawn: Drawn) -> dict[str, np.ndarray]:
     """Returns everything batches hold, by flat name, for some transitions.
 
     Args:
         opened: the version.
-        numbers: of transitions in its index, any shape.
-        config: the stream's settings.
+        drawn: transitions of its index, any shape.
 
     Returns:
-        Arrays of the shape of `numbers` followed by the field's own shape. After a terminated step
-        the discount is 0 and the next observation one that nothing should read.
+        Arrays of the shape of `drawn.numbers`, then the axes of windows, then the field's own
+        shape. After a terminated step the discount is 0 and the next observation one that nothing
+        should read.
     """
-    layout, index = opened.layout, opened.index
+    config, index, numbers = opened.config, opened.index, drawn.numbers
     anchors, positions = index.find(numbers)
-    pairs = np.empty((*numbers.shape, SPAN), np.int64)
+    steps = positions
+    if config.is_windowed:
+        slots = gather_slots(opened, numbers, anchors, positions)
+        found = window_columns(opened, slots)
+        steps = slots.along(slots.positions)
+    else:
+        found = _transitions(opened, anchors, positions)
+    if opened.sums.n_step is not None:
+        found |= _n_steps(opened, opened.sums.n_step, numbers, anchors, positions)
+    if opened.sums.returns is not None:
+        to_go = np.take(opened.sums.returns, steps, axis=0)
+        if config.has_steps:
+            to_go[found["mask"] == 0] = 0
+        found["returns_to_go"] = to_go
+    if opened.goals is not None and drawn.goal_words is not None:
+        rows, places = opened.goals.draw(index, numbers, positions, drawn.goal_words)
+        records = np.take(opened.records, rows[..., None], axis=0, mode="clip")
+        found["goals"] = opened.layout.view(records, opened.goals.field)
+        if config.goal_rewards:
+            found |= _goal_rewards(config, found, steps, places)
+            found.pop("rewards_mask", None)
+    if drawn.weights is not None:
+        found["weights"] = drawn.weights.astype(found["discounts"].dtype)
+    found["indices"] = positions.astype(np.int64)
+    if config.episode_ids:
+        found["episode_ids"] = index.ids_at(found["indices"])
+    return found
+
+
+def _transitions(
+    opened: OpenVersion, anchors: np.ndarray, positions: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a batch holds of anchors and where they lead to; single transitions."""
+    layout, config, n_step = opened.layout, opened.config, opened.sums.n_step
+    pairs = np.empty((*anchors.shape, SPAN), np.int64)
     pairs[..., 0] = anchors
-    np.add(anchors, 1, out=pairs[..., 1], casting="unsafe")
+    ahead = 1 if n_step is None else np.take(n_step.ahead, positions)
+    np.add(anchors, ahead, out=pairs[..., 1], casting="unsafe")
     # Rows are in range by construction; checking them again would cost a pass.
     records = np.take(opened.records, pairs, axis=0, mode="clip")
 
@@ -56,16 +103,57 @@ def columns(
     found["terminated"] = layout.view(records, "terminated")
     found["truncated"] = layout.view(records, "truncated")
     found["discounts"] = np.multiply(~found["terminated"], config.discount, dtype=real)
-    found["mask"] = np.ones(numbers.shape, real)
+    found["mask"] = np.ones(anchors.shape, real)
     for root in sorted(opened.lacks):
         found[f"{root}_mask"] = layout.view(records, f"has_{root}").astype(real)
         beside = opened.added.get(root)
         if beside is not None and beside.has is not None:
             np.maximum(found[f"{root}_mask"], beside.has[positions], out=found[f"{root}_mask"])
-    found["indices"] = positions.astype(np.int64)
-    if config.episode_ids:
-        found["episode_ids"] = index.ids_at(found["indices"])
     return found
+
+
+def _n_steps(
+    opened: OpenVersion,
+    n_step: NStep,
+    numbers: np.ndarray,
+    anchors: np.ndarray,
+    positions: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """What several steps collect and where they end."""
+    layout, config = opened.layout, opened.config
+    found = {name: np.take(sums, positions, axis=0) for name, sums in n_step.rewards.items()}
+    for name in ("terminated", "truncated", "discounts"):
+        found[name] = np.take(getattr(n_step, name), positions)
+    if config.is_windowed:
+        frames = np.arange(1 - config.frame_stack, 1)
+        last = (positions + np.take(n_step.ahead, positions)).astype(np.int64)
+        begin = opened.index.spans.begin[opened.index.owner[numbers]]
+        rows = np.maximum(last[..., None] + frames, begin[..., None])
+        rows += (anchors.astype(np.int64) - positions)[..., None]
+        records = np.take(opened.records, rows, axis=0, mode="clip")
+        for name in layout.names("observations"):
+            seen = layout.slots(records, name)
+            is_stacked = config.frame_stack > 1
+            found[f"next_{name}"] = seen if is_stacked else seen[(slice(None),) * last.ndim + (0,)]
+    return found
+
+
+def _goal_rewards(
+    config: StreamConfig,
+    found: Mapping[str, np.ndarray],
+    steps: np.ndarray,
+    goals: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Rewards of -1, and 0 where the goal is reached, which ends what is worth bootstrapping."""
+    real = found["discounts"].dtype
+    goals = goals[..., None] if config.has_steps else goals
+    mask = found["mask"] if config.has_steps else np.ones(steps.shape, real)
+    reached = (steps == goals) & (mask > 0)
+    return {
+        "rewards": (reached - mask).astype(real),
+        "terminated": found["terminated"] | reached,
+        "discounts": np.where(reached, 0, found["discounts"]).astype(real),
+    }
 
 
 def split_batches(found: Mapping[str, np.ndarray], split: Split) -> list[Batch]:
@@ -89,6 +177,17 @@ def split_batches(found: Mapping[str, np.ndarray], split: Split) -> list[Batch]:
     return batches
 
 
-def rows_per_gather(row_bytes: int, rows: int, most: int = 64, budget: int = 8 << 20) -> int:
+def rows_per_gather(
+    row_bytes: int, rows: int, most: int = 64, budget: int = 8 << 20, span: int = SPAN
+) -> int:
     """Returns how many batches to gather at once: many, but within a cache-friendly budget."""
-    return max(1, min(most, budget // max(1, SPAN * row_bytes * rows)))
+    return max(1, min(most, budget // max(1, span * row_bytes * rows)))
+
+
+def gathered_at_once(opened: OpenVersion, rows: int) -> int:
+    """Returns how many batches of some rows to gather at once."""
+    config = opened.config
+    if config.sampler == "prioritised":
+        return 1  # the next batch waits for the priorities of this one
+    span = sum(config.reach) + 1 if config.is_windowed else SPAN
+    return rows_per_gather(opened.layout.size, rows, span=span)

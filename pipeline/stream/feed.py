@@ -44,6 +44,10 @@ class Feed:
             self._open = open_rows(self._store.version(wanted), self._config, self._verified)
         return self._open
 
+    def since(self, step: int) -> int:
+        """Returns from which step on the version of a step applies."""
+        return max(since for since, _ in self._history if since <= step)
+
     def steps_left(self, step: int, most: int) -> int:
         """Returns how many steps from here on, up to `most`, read the same version."""
         later = [since - step for since, _ in self._history if since > step]

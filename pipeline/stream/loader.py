@@ -12,11 +12,20 @@ import numpy as np
 from pipeline.store.reader import Version
 from pipeline.store.store import open_version
 from pipeline.stream import plan
-from pipeline.stream.batches import Batch, Split, columns, rows_per_gather, split_batches
+from pipeline.stream.batches import (
+    Batch,
+    Split,
+    columns,
+    draw,
+    gathered_at_once,
+    split_batches,
+)
 from pipeline.stream.feed import Feed
+from pipeline.stream.priorities import AllGather, Priorities, priorities_for
 from pipeline.stream.samplers import Draw, sampler_named
 from pipeline.stream.source import OpenVersion
-from schemas.errors import ConfigError, missing_extra
+from pipeline.stream.words import describe_draw, describe_spread, describe_version
+from schemas.errors import ConfigError, UsageError, missing_extra
 from schemas.stream import Framework, Precision, Residency, StreamConfig, stream_config
 
 STATE_FORMAT = 1
@@ -39,11 +48,13 @@ class Stream:
     `actions_mask` or `rewards_mask` is 0 there. After a terminated step the discount is 0 and the
     next observation is one that nothing should read.
 
-    Every argument but the first is a setting of `schemas.stream.StreamConfig`.
+    Every argument but the first is a setting of `schemas.stream.StreamConfig`, which lists those
+    of single samplers, too: windows, n-step, returns, goals (docs/streams.md).
 
     Args:
         data: `STORE@REF`, or an open version.
-        sampler: how samples are drawn.
+        sampler: how samples are drawn: `transition`, `length_proportional`, `episode`, `weighted`,
+            `window`, `shuffle` or `prioritised`.
         batch_size: rows of the global batch; this rank yields its share of them.
         seed: the order.
         rank: number of this share.
@@ -58,6 +69,7 @@ class Stream:
         episode_ids: whether batches name their episodes.
         cache_dir: folder of the packed cache.
         verify: whether cached blocks are compared with their checksums.
+        **settings: of the sampler.
 
     Raises:
         ConfigError, UnknownNameError, UsageError: for settings that do not fit.
@@ -83,9 +95,11 @@ class Stream:
         episode_ids: bool = False,
         cache_dir: str | Path | None = None,
         verify: bool = True,
+        **settings: Any,
     ) -> None:
         self.config = stream_config(
             {
+                **settings,
                 "sampler": sampler,
                 "batch_size": batch_size,
                 "seed": seed,
@@ -103,7 +117,7 @@ class Stream:
                 "verify": verify,
             }
         )
-        self._sampler = sampler_named(self.config.sampler)
+        sampler_named(self.config.sampler)
         self._split = splitter(self.config)
         version = data if isinstance(data, Version) else open_version(str(data))
         self.feed = Feed(version, self.config)
@@ -111,6 +125,7 @@ class Stream:
         """Mixtures that this stream is part of."""
         self._step = 0
         self._ready: list[Batch] = []  # gathered batches, the next one last
+        self._priorities: Priorities | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -155,11 +170,35 @@ class Stream:
         for mixture in self.mixtures:
             mixture.follow_stream(self, version)
 
+    def update_priorities(
+        self, indices: Any, priorities: Any, all_gather: AllGather | None = None
+    ) -> None:
+        """Tells the sampler `prioritised` of new priorities, once after each batch.
+
+        Args:
+            indices: (n,) of transitions, as the batch carries them.
+            priorities: (n,) finite and not negative, such as absolute TD errors.
+            all_gather: takes this rank's pair of arrays and returns those of all ranks in their
+                order; with several ranks each must hand one over, once per batch.
+
+        Raises:
+            UsageError: for another sampler, for several ranks without `all_gather`, and for
+                indices or priorities that do not fit.
+        """
+        found = self._current_priorities()
+        if found is None:
+            raise UsageError(
+                f"Expected a stream with sampler='prioritised', came {self.config.sampler!r}."
+            )
+        found.update(indices, priorities, gathering(all_gather, self.config.world_size))
+
     # -- state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the stream is, as plain numbers, texts and lists."""
-        return {**self._identity(), "step": self._step, "versions": self.feed.history()}
+        priorities = self._current_priorities()
+        told = {} if priorities is None else {"priorities": priorities.state()}
+        return {**self._identity(), "step": self._step, "versions": self.feed.history(), **told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where a state was taken, on any number of ranks.
@@ -172,7 +211,7 @@ class Stream:
         self.feed.load_history(state["versions"])
         self._step = int(state["step"])
         self._ready = []
-        self.feed.at(self._step)
+        self._priorities = priorities_for(self.feed.at(self._step), None, state.get("priorities"))
 
     def _identity(self) -> dict[str, Any]:
         config = self.config
@@ -181,6 +220,7 @@ class Stream:
             "store": self.feed.store_id,
             "spec": self.feed.spec,
             "sampler": config.sampler,
+            "settings": config.order(),
             "batch_size": config.batch_size,
             "seed": config.seed,
         }
@@ -191,11 +231,12 @@ class Stream:
         """Says what is sampled, from which version, where it lies, and what was cast."""
         config, opened = self.config, self.feed.at(self._step)
         share = plan.share(config.batch_size, config.rank, config.world_size)
+        asked = self._asked(opened, 8)
         return (
-            f"Draws {self._sampler.says}, with seed {config.seed}, from step {self._step} on: "
+            f"Draws {describe_draw(opened)}, with seed {config.seed}, from step {self._step} on: "
             f"{config.batch_size} rows per global batch, of which rank {config.rank} of "
             f"{config.world_size} takes rows {share.start} to {share.stop - 1}. "
-            f"{describe_version(opened, config)}"
+            f"{describe_spread(opened, asked, draw(opened, asked))}{describe_version(opened)}"
         )
 
     # -- within --------------------------------------------------------------------------------
@@ -203,13 +244,37 @@ class Stream:
     def _gather(self) -> list[Batch]:
         config, opened = self.config, self.feed.at(self._step)
         mine = plan.share(config.batch_size, config.rank, config.world_size)
-        most = rows_per_gather(opened.layout.size, mine.stop - mine.start)
+        most = gathered_at_once(opened, mine.stop - mine.start)
         steps = self.feed.steps_left(self._step, most)
-        asked = Draw(config.seed, 0, self._step, steps, config.batch_size)
-        numbers = self._sampler.draw(asked, opened.index)[:, mine]
-        batches = split_batches(columns(opened, numbers, config), self._split)
+        drawn = draw(opened, self._asked(opened, steps)).pick(lambda rows: rows[:, mine])
+        batches = split_batches(columns(opened, drawn), self._split)
         batches.reverse()
         return batches
+
+    def _asked(self, opened: OpenVersion, steps: int) -> Draw:
+        size = self.config.batch_size
+        since = self._step - self.feed.since(self._step)
+        before = (since + np.arange(steps)) * size
+        priorities = self._current_priorities()
+        return Draw(self.config.seed, 0, self._step, steps, size, before, priorities)
+
+    def _current_priorities(self) -> Priorities | None:
+        self._priorities = priorities_for(self.feed.at(self._step), self._priorities)
+        return self._priorities
+
+
+def gathering(all_gather: AllGather | None, world_size: int) -> AllGather | None:
+    """Returns what gathers priorities of all ranks; None for a single one.
+
+    Raises:
+        UsageError: if there are several ranks and nothing gathers.
+    """
+    if all_gather is None and world_size > 1:
+        raise UsageError(
+            f"Expected all_gather=, as each of {world_size} ranks must know all priorities, came "
+            f"none."
+        )
+    return all_gather
 
 
 def splitter(config: StreamConfig) -> Split:
@@ -230,41 +295,15 @@ def splitter(config: StreamConfig) -> Split:
     return torch_adapter.splitter(config.device)
 
 
-def describe_version(opened: OpenVersion, config: StreamConfig) -> str:
-    """Says in words what of a version is streamed, from where and how cast."""
-    version, index, layout = opened.version, opened.index, opened.layout
-    left_out = (
-        f", {index.left_out} last steps left out because they were cut off and their next "
-        f"observation is not known"
-        if index.left_out
-        else ""
-    )
-    if index.not_kept:
-        left_out += f", {index.not_kept:,} more outside the steps that are kept"
-    cast = [
-        f"{field.name} from {np.dtype(field.source_dtype)} to {np.dtype(field.dtype)}"
-        for field in layout.fields
-        if field.dtype != field.source_dtype
-    ]
-    lacks = f" Some episodes have no {' and no '.join(sorted(opened.lacks))}." * bool(opened.lacks)
-    if opened.added:
-        lacks += f" Added to steps, and laid over what came: {', '.join(sorted(opened.added))}."
-    if opened.not_streamed:
-        lacks += f" Not streamed, as rows differ in size: {', '.join(opened.not_streamed)}."
-    return (
-        f"Version {version.branch}:{version.number} ({version.id[:8]}) of {version.store.url}: "
-        f"{len(index):,} transitions of {len(index.episode_ids):,} episodes{left_out}. "
-        f"Rows are read from {opened.place}, {layout.size} bytes each. "
-        f"Cast: {', '.join(cast) or 'nothing'}.{lacks} Discount {config.discount}."
-    )
-
-
 def check_identity(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Refuses the state of a stream that has another order.
 
     Raises:
         ConfigError: naming what differs or is missing.
     """
+    # Absent from states of the time when samplers had no settings.
+    still: Any = [{}] * len(mine["settings"]) if isinstance(mine["settings"], list) else {}
+    state = {"settings": still, "anneal": None, **state}
     missing = [name for name in (*mine, "step", "versions") if name not in state]
     if missing:
         raise ConfigError(

@@ -7,6 +7,7 @@ a resume.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -15,18 +16,17 @@ import numpy as np
 
 from pipeline.store.reader import Version
 from pipeline.stream import plan
-from pipeline.stream.batches import Batch, columns, rows_per_gather, split_batches
-from pipeline.stream.loader import (
-    STATE_FORMAT,
-    Stream,
-    check_identity,
-    describe_version,
-    splitter,
-)
-from pipeline.stream.samplers import Draw, sampler_named
-from pipeline.stream.shares import Shares, exact_weight, interleave
+from pipeline.stream.batches import Batch, columns, draw, gathered_at_once, split_batches
+from pipeline.stream.loader import STATE_FORMAT, Stream, check_identity, gathering, splitter
+from pipeline.stream.priorities import AllGather, Priorities, as_array, priorities_for
+from pipeline.stream.samplers import Draw
+from pipeline.stream.shares import Annealed, Counts, Shares, exact_weight, interleave
+from pipeline.stream.words import describe_draw, describe_version
 from schemas.errors import ConfigError, UsageError
 from schemas.stream import StreamConfig, stream_config
+
+Ends = float | Sequence[float]
+"""One end of an anneal: a weight per source, or the share of the first."""
 
 _SHARED = ("rank", "world_size", "device", "framework", "discount", "dtype")
 
@@ -43,6 +43,9 @@ class Mixture:
         batch_size: rows of the global batch.
         seed: the order.
         demonstration: which sources count as demonstrations; by default the first alone.
+        anneal: (steps, start, end): weights that move in a straight line over so many batches, in
+            place of those of the sources. Each end is one weight per source, or one number: the
+            share of the first source, while the others keep their weights among them.
 
     Raises:
         UsageError: if the streams' batches differ in form.
@@ -56,6 +59,7 @@ class Mixture:
         seed: int = 0,
         *,
         demonstration: Sequence[bool] | None = None,
+        anneal: tuple[int, Ends, Ends] | None = None,
     ) -> None:
         flags = [k == 0 for k in range(len(sources))] if demonstration is None else demonstration
         if len(flags) != len(sources):
@@ -67,10 +71,11 @@ class Mixture:
         self.streams = [stream for stream, _, _ in members]
         self._flags = [flag for _, _, flag in members]
         self.config = _joint_config(self.streams, batch_size, seed)
-        self._shares = Shares([weight for _, weight, _ in members], batch_size)
+        self._shares = _shares(sources, members, batch_size, anneal)
+        self._counts = Counts(self._shares, len(members))
         # The streams' own positions and histories stay theirs.
         self._feeds = [stream.feed.fork(stream.step) for stream in self.streams]
-        self._samplers = [sampler_named(stream.config.sampler) for stream in self.streams]
+        self._priorities: list[Priorities | None] = [None] * len(members)
         self._split = splitter(self.config)
         self._step = 0
         self._ready: list[Batch] = []  # gathered batches, the next one last
@@ -100,7 +105,41 @@ class Mixture:
 
     def counts(self, step: int) -> list[int]:
         """Returns how many rows of each source a global batch holds."""
-        return list(self._shares.counts(step))
+        return list(self._counts.at(step))
+
+    def update_priorities(
+        self, indices: Any, priorities: Any, all_gather: AllGather | None = None
+    ) -> None:
+        """Tells the sources that are drawn by priorities of new ones, once after each batch.
+
+        Args:
+            indices: (rows,) of the batch that came last, all of its rows as they stand.
+            priorities: (rows,) finite and not negative; those of other sources are not read.
+            all_gather: as for `Stream.update_priorities`.
+
+        Raises:
+            UsageError: if no source is drawn by priorities, no batch came yet, or the arrays are
+                not of the last batch.
+        """
+        found = self._current_priorities(self._step)
+        if self._step == 0 or not any(found):
+            raise UsageError(
+                "Expected a mixture with a source of sampler='prioritised' that has yielded a "
+                "batch, came another."
+            )
+        gather = gathering(all_gather, self.config.world_size)
+        mine = (as_array(indices), as_array(priorities))
+        every = [mine] if gather is None else gather(mine)
+        positions, values = (np.concatenate([part[k] for part in every]) for k in (0, 1))
+        owners = interleave(self._counts.at(self._step - 1))
+        if not len(positions) == len(values) == len(owners):
+            raise UsageError(
+                f"Expected one index and one priority for each of {len(owners)} rows of the last "
+                f"batch, came {len(positions)} and {len(values)}."
+            )
+        for source, one in enumerate(found):
+            if one is not None:
+                one.update(positions[owners == source], values[owners == source])
 
     def follow(self, version: Version | str, source: int = -1) -> None:
         """Reads another version of one source's store from the next batch on.
@@ -123,7 +162,9 @@ class Mixture:
     def state_dict(self) -> dict[str, Any]:
         """Returns where the mixture is, as plain numbers, texts and lists."""
         histories = [feed.history() for feed in self._feeds]
-        return {**self._identity(), "step": self._step, "versions": histories}
+        found = self._current_priorities(self._step)
+        told = {"priorities": [one and one.state() for one in found]} if any(found) else {}
+        return {**self._identity(), "step": self._step, "versions": histories, **told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where a state was taken, on any number of ranks.
@@ -137,16 +178,21 @@ class Mixture:
             feed.load_history(history)
         self._step = int(state["step"])
         self._ready = []
-        for feed in self._feeds:
-            feed.at(self._step)
+        told = state.get("priorities") or [None] * len(self._feeds)
+        self._priorities = [
+            priorities_for(feed.at(self._step), None, one)
+            for feed, one in zip(self._feeds, told, strict=True)
+        ]
 
     def _identity(self) -> dict[str, Any]:
         return {
             "format": STATE_FORMAT,
             "stores": [feed.store_id for feed in self._feeds],
             "specs": [feed.spec for feed in self._feeds],
-            "samplers": [sampler.name for sampler in self._samplers],
+            "samplers": [stream.config.sampler for stream in self.streams],
+            "settings": [stream.config.order() for stream in self.streams],
             "weights": [str(weight) for weight in self._shares.weights],
+            "anneal": _said_anneal(self._shares),
             "batch_size": self.config.batch_size,
             "seed": self.config.seed,
         }
@@ -155,22 +201,19 @@ class Mixture:
 
     def describe(self) -> str:
         """Says what is mixed in which proportion, and from where."""
-        config = self.config
+        config, shares = self.config, self._shares
+        weights = shares.at(self._step) if isinstance(shares, Annealed) else shares.weights
         parts = [
             f"{float(weight):.4g} of each batch ({'demonstrations' if flag else 'others'}) "
-            f"{sampler.says}: {describe_version(feed.at(self._step), stream.config)}"
-            for weight, flag, sampler, feed, stream in zip(
-                self._shares.weights,
-                self._flags,
-                self._samplers,
-                self._feeds,
-                self.streams,
-                strict=True,
-            )
+            f"{describe_draw(feed.at(self._step))}: {describe_version(feed.at(self._step))}"
+            for weight, flag, feed in zip(weights, self._flags, self._feeds, strict=True)
         ]
+        if isinstance(self._shares, Annealed):
+            ends = ", ".join(f"{float(weight):.4g}" for weight in self._shares.end)
+            parts.append(f"Until step {self._shares.steps} these shares move to {ends}.")
         return (
-            f"Mixes {len(parts)} sources with seed {config.seed}, {config.batch_size} rows per "
-            f"global batch, rank {config.rank} of {config.world_size}. " + " ".join(parts)
+            f"Mixes {len(self.streams)} sources with seed {config.seed}, {config.batch_size} rows "
+            f"per global batch, rank {config.rank} of {config.world_size}. " + " ".join(parts)
         )
 
     # -- within --------------------------------------------------------------------------------
@@ -178,8 +221,8 @@ class Mixture:
     def _gather(self) -> list[Batch]:
         config = self.config
         opened = [feed.at(self._step) for feed in self._feeds]
-        widest = max(one.layout.size for one in opened)
-        steps = rows_per_gather(widest, config.batch_size // config.world_size)
+        rows = config.batch_size // config.world_size
+        steps = min(gathered_at_once(one, rows) for one in opened)
         for feed in self._feeds:
             steps = feed.steps_left(self._step, steps)
         drawn, order = self._draw(self._step, steps), self._order(self._step, steps)
@@ -192,22 +235,51 @@ class Mixture:
     def _draw(self, step: int, steps: int) -> list[dict[str, np.ndarray]]:
         """Rows of each source for some steps on this rank, one step after the other."""
         drawn = []
-        for source, (feed, sampler, stream) in enumerate(
-            zip(self._feeds, self._samplers, self.streams, strict=True)
-        ):
+        size, before = self.config.batch_size, self._before(step, steps)
+        priorities = self._current_priorities(step)
+        for source, feed in enumerate(self._feeds):
             opened = feed.at(step)
-            asked = Draw(self.config.seed, source + 1, step, steps, self.config.batch_size)
-            numbers = sampler.draw(asked, opened.index)
+            asked = Draw(
+                self.config.seed,
+                source + 1,
+                step,
+                steps,
+                size,
+                before[:, source],
+                priorities[source],
+            )
             ranges = [self._mine(one)[source] for one in range(step, step + steps)]
-            mine = [numbers[row, part] for row, part in enumerate(ranges)]
-            found = columns(opened, np.concatenate(mine), stream.config)
-            found["is_demonstration"] = np.full(len(found["mask"]), self._flags[source])
+            chosen = draw(opened, asked).pick(functools.partial(_picked, ranges=ranges))
+            found = columns(opened, chosen)
+            found["is_demonstration"] = np.full(len(found["indices"]), self._flags[source])
             drawn.append(found)
+        if any("weights" in found for found in drawn):
+            for found in drawn:  # a source that is drawn from evenly needs no correction
+                even = np.ones(len(found["indices"]), found["discounts"].dtype)
+                found.setdefault("weights", even)
         return drawn
+
+    def _before(self, step: int, steps: int) -> np.ndarray:
+        """Rows drawn of each source's version before each batch, (steps, sources) int64."""
+        if all(stream.config.sampler != "shuffle" for stream in self.streams):
+            return np.zeros((steps, len(self.streams)), np.int64)  # nothing else asks
+        since = [
+            self._counts.before(feed.since(step))[source] for source, feed in enumerate(self._feeds)
+        ]
+        found = [self._counts.before(step + k) for k in range(steps)]
+        before: np.ndarray = np.array(found, np.int64) - np.array(since)
+        return before
+
+    def _current_priorities(self, step: int) -> list[Priorities | None]:
+        self._priorities = [
+            priorities_for(feed.at(step), before)
+            for feed, before in zip(self._feeds, self._priorities, strict=True)
+        ]
+        return self._priorities
 
     def _mine(self, step: int) -> list[slice]:
         """Which rows of each source this rank takes of a global batch."""
-        counts = self._shares.counts(step)
+        counts = self._counts.at(step)
         owners = interleave(counts)
         share = plan.share(self.config.batch_size, self.config.rank, self.config.world_size)
         before = np.bincount(owners[: share.start], minlength=len(counts))
@@ -218,12 +290,58 @@ class Mixture:
         """Where each row of this rank's batches stands in the joined draws, (steps, rows)."""
         share = plan.share(self.config.batch_size, self.config.rank, self.config.world_size)
         owners = np.stack(
-            [interleave(self._shares.counts(one))[share] for one in range(step, step + steps)]
+            [interleave(self._counts.at(one))[share] for one in range(step, step + steps)]
         )
         # Draws of one source follow each other in this very order, source after source.
         order = np.empty(owners.size, np.int64)
         order[np.argsort(owners.reshape(-1), kind="stable")] = np.arange(owners.size)
         return order.reshape(owners.shape)
+
+
+def _picked(rows: np.ndarray, ranges: Sequence[slice]) -> np.ndarray:
+    """Some rows of each step, one step after the other."""
+    return np.concatenate([rows[row, part] for row, part in enumerate(ranges)])
+
+
+def _shares(
+    sources: Sequence[tuple[Stream | Mixture, float]],
+    members: Sequence[tuple[Stream, Fraction, bool]],
+    batch_size: int,
+    anneal: tuple[int, Ends, Ends] | None,
+) -> Shares | Annealed:
+    """Shares of the members, still or moving."""
+    weights = [weight for _, weight, _ in members]
+    if anneal is None:
+        return Shares(weights, batch_size)
+    if any(isinstance(source, Mixture) for source, _ in sources):
+        raise ConfigError("Expected streams where weights are annealed, came a mixture; name its.")
+    steps, *ends = anneal
+    if steps < 1:
+        raise ConfigError(f"Expected an anneal over at least 1 step, came {steps}.")
+    first, last = (_end_weights(end, weights) for end in ends)
+    return Annealed(steps, first, last, batch_size)
+
+
+def _end_weights(end: Ends, weights: Sequence[Fraction]) -> list[Fraction]:
+    """The weights that one end of an anneal means."""
+    if not isinstance(end, Sequence):
+        share, others = exact_weight(end), sum(weights[1:])
+        if share > 1 or (share < 1 and not others):
+            raise ConfigError(
+                f"Expected a share of the first of several streams up to 1, came {end}."
+            )
+        return [share, *((1 - share) * w / others if others else w * 0 for w in weights[1:])]
+    if len(end) != len(weights):
+        raise ConfigError(
+            f"Expected one weight for each of {len(weights)} streams, came {list(end)}."
+        )
+    return [exact_weight(weight) for weight in end]
+
+
+def _said_anneal(shares: Shares | Annealed) -> list[Any] | None:
+    if not isinstance(shares, Annealed):
+        return None
+    return [shares.steps, *([str(w) for w in end] for end in (shares.start, shares.end))]
 
 
 def _members(
@@ -233,6 +351,8 @@ def _members(
     for (source, weight), flag in zip(sources, flags, strict=True):
         outer = exact_weight(weight)
         if isinstance(source, Mixture):
+            if isinstance(source._shares, Annealed):
+                raise ConfigError("Expected a mixture with still weights, came an annealed one.")
             for stream, inner in zip(source.streams, source._shares.weights, strict=True):
                 yield stream, outer * inner, bool(flag)
         else:

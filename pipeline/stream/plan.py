@@ -12,6 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 WORDS_PER_BLOCK = 4  # Philox makes four 64-bit words per counter value
+
+ROW, WITHIN, GOAL_KIND, GOAL_PLACE, CHUNKS, CHUNK_ROWS = (purpose << 32 for purpose in range(6))
+"""Domains of independent draws under one seed; added to the number of a mixture's source."""
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
@@ -29,9 +32,14 @@ def uniform(
         steps: how many batches at once.
         domain: tells apart independent draws under one seed.
     """
+    return below(random(seed, step, batch_size, steps=steps, domain=domain), n)
+
+
+def random(seed: int, step: int, batch_size: int, *, steps: int = 1, domain: int = 0) -> np.ndarray:
+    """Returns one random word per row of some global batches, (steps, batch_size) uint64."""
     width = -(-batch_size // WORDS_PER_BLOCK) * WORDS_PER_BLOCK
     found = words(seed, domain, step * width, steps * width)
-    return below(found, n).reshape(steps, width)[:, :batch_size]
+    return found.reshape(steps, width)[:, :batch_size]
 
 
 def words(seed: int, domain: int, first: int, count: int) -> np.ndarray:
@@ -58,6 +66,14 @@ def below(random: np.ndarray, n: int) -> np.ndarray:
     high += low
     high >>= _HALF
     return high.view(np.int64)
+
+
+def below_each(random: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Maps 64-bit words onto [0, size), each with its own size below 2^32, int64."""
+    size = sizes.astype(np.uint64)
+    high, low = random >> _HALF, random & _LOW
+    found: np.ndarray = (high * size + ((low * size) >> _HALF)) >> _HALF
+    return found.view(np.int64)
 
 
 def _multiply_high(high: np.ndarray, low: np.ndarray, n: int) -> np.ndarray:

@@ -113,6 +113,18 @@ class RecordLayout:
             strides=(*records.strides[:-2], *field.strides),
         )
 
+    def slots(self, records: np.ndarray, name: str) -> np.ndarray:
+        """Returns one field of each record of gathered spans without a copy.
+
+        Args:
+            records: (..., span, words) int32, C-contiguous.
+            name: full field name.
+
+        Returns:
+            (..., span, *shape) of the field's dtype.
+        """
+        return self.view(records[..., None, :], name)
+
 
 def plan_record(fields: Mapping[str, FieldSpec], dtype: str) -> RecordLayout:
     """Returns the record that holds some fields.

@@ -20,6 +20,8 @@ from schemas.errors import ConfigError
 
 _GOLDEN = 618_033_988_749_895  # 1e15 (sqrt(5) - 1) / 2: steps of this share spread most evenly
 
+_KNOWN = 256
+
 
 class Shares:
     """How many rows of each source a global batch holds.
@@ -51,6 +53,75 @@ class Shares:
         reached = [(end + offset) // self._period for end in self._ends]
         extra = [after - before for before, after in itertools.pairwise(reached)]
         return tuple(whole + more for whole, more in zip(self._whole, extra, strict=True))
+
+
+class Annealed:
+    """Shares whose weights move in a straight line, and stay where they end.
+
+    Args:
+        steps: over how many batches, at least 1.
+        start: weights of the first batch.
+        end: weights from batch `steps` on.
+        batch_size: B.
+
+    Raises:
+        ConfigError: for weights without a positive sum.
+    """
+
+    def __init__(
+        self, steps: int, start: Sequence[Fraction], end: Sequence[Fraction], batch_size: int
+    ) -> None:
+        self.steps, self._size = steps, batch_size
+        self.start, self.end = (Shares(weights, batch_size).weights for weights in (start, end))
+
+    @property
+    def weights(self) -> list[Fraction]:
+        """Weights of the first batch, of sum 1."""
+        return self.start
+
+    def at(self, step: int) -> list[Fraction]:
+        """Returns the weights of one batch, of sum 1."""
+        gone = Fraction(min(step, self.steps), self.steps)
+        pairs = zip(self.start, self.end, strict=True)
+        return [before + (after - before) * gone for before, after in pairs]
+
+    def counts(self, step: int) -> tuple[int, ...]:
+        """Returns the rows per source in one global batch, of sum B."""
+        # As in `Shares`, by an offset of a fixed fine grid, as the shares have no period.
+        offset = Fraction(step * _GOLDEN % 10**15, 10**15)
+        ends = itertools.accumulate((w * self._size for w in self.at(step)), initial=Fraction(0))
+        reached = [math.floor(end + offset) for end in ends]
+        return tuple(after - before for before, after in itertools.pairwise(reached))
+
+
+class Counts:
+    """How many rows of each source stand in the batches before a step.
+
+    Args:
+        shares: of the sources.
+        sources: how many there are.
+    """
+
+    def __init__(self, shares: Shares | Annealed, sources: int) -> None:
+        self._counts = functools.lru_cache(maxsize=256)(shares.counts)
+        self._known = {0: (0,) * sources}
+
+    def at(self, step: int) -> tuple[int, ...]:
+        """Returns the rows of each source in one global batch."""
+        return self._counts(step)
+
+    def before(self, step: int) -> tuple[int, ...]:
+        """Returns the rows of each source in all batches before one."""
+        since = max(known for known in self._known if known <= step)
+        found = self._known[since]
+        for one in range(since, step):
+            counts = self._counts(one)
+            found = tuple(total + more for total, more in zip(found, counts, strict=True))
+        self._known.pop(step, None)
+        self._known[step] = found  # last, so that what was not asked for the longest stands first
+        if len(self._known) > _KNOWN:
+            del self._known[next(one for one in self._known if one)]
+        return found
 
 
 def exact_weight(weight: float) -> Fraction:

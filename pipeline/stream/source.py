@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.store.reader import Version
+from pipeline.store.reader import EpisodeIndex, Version
 from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
 from pipeline.stream.cache import CachedBlock, PackedCache, cache_root
+from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
 from pipeline.stream.record import RecordLayout, pack_pieces, plan_record
+from pipeline.stream.returns import Sums, make_sums
+from pipeline.stream.samplers import sampler_named
 from schemas.errors import UnknownNameError, UsageError, suggest
 from schemas.spec import FieldSpec
 from schemas.stream import StreamConfig
@@ -27,6 +30,7 @@ class OpenVersion:
     """What batches of one version are made from."""
 
     version: Version
+    config: StreamConfig
     spec: str
     """Name of the spec; of several whose common fields are streamed, the names joined by `+`."""
     layout: RecordLayout
@@ -36,6 +40,10 @@ class OpenVersion:
     """Of `actions` and `rewards`, those that some of its episodes do not have."""
     place: str
     """Where the records are, in words."""
+    table: Any = None
+    """What the sampler knows of the version beside its index."""
+    sums: Sums = field(default_factory=Sums)
+    goals: Goals | None = None
     added: Mapping[str, Added] = field(default_factory=dict)
     """Fields that were added to the version's steps, which lie over the records."""
     not_streamed: tuple[str, ...] = ()
@@ -81,18 +89,17 @@ def open_rows(
     records = cache.open(list(cached.values()))
     if config.verify:
         cache.verify(records, cached)
-    transitions = transition_index(index, cached, kept)
-    if not len(transitions):
-        raise UsageError(
-            f"Expected at least one transition in {version.branch}:{version.number}, came none; "
-            f"add episodes, or stream another version.",
-            where=version.store.url,
-        )
+    transitions = _transitions(version, config, index, cached, kept)
     dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}
     added = added_fields(arrays, index, kept, dtypes)
     in_memory = config.residency == "ram"
+    rows = int((index.length + 1).sum())
     return OpenVersion(
         version=version,
+        config=config,
+        table=sampler_named(config.sampler).prepare(version, transitions, config),
+        sums=make_sums(config, transitions.spans, records, layout, added, rows),
+        goals=_goals(config, layout, int(index.length.max(initial=1))),
         spec=spec,
         layout=layout,
         records=np.array(records) if in_memory else records,
@@ -102,6 +109,50 @@ def open_rows(
         place="a copy in memory of " * in_memory + f"the memory-mapped cache {cache.path}",
         not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
     )
+
+
+def _transitions(
+    version: Version,
+    config: StreamConfig,
+    index: EpisodeIndex,
+    cached: Mapping[str, CachedBlock],
+    kept: np.ndarray | None,
+) -> TransitionIndex:
+    finished = config.returns is not None
+    found = transition_index(
+        index,
+        cached,
+        kept,
+        room=config.reach if config.pad == "none" else (0, 1),
+        finished=finished,
+    )
+    if not len(found):
+        wanted = "transition of a finished episode" if finished else "transition"
+        wanted += " with room for its window" * (found.too_short > 0)
+        raise UsageError(
+            f"Expected at least one {wanted} in {version.branch}:{version.number}, came none; "
+            f"add episodes, or stream another version.",
+            where=version.store.url,
+        )
+    return found
+
+
+def _goals(config: StreamConfig, layout: RecordLayout, longest: int) -> Goals | None:
+    """How goals are drawn, if they are."""
+    if config.goals is None:
+        return None
+    known = layout.names("observations")
+    name = known[0] if config.goal_field is None and len(known) == 1 else config.goal_field
+    if name is None:
+        raise UsageError(
+            f"Expected goal_field=, the observation field that goals are of, came none; "
+            f"known: {', '.join(known) or 'none'}."
+        )
+    if name not in known:
+        raise UnknownNameError(
+            f"Expected an observation field for goals, came {name!r}; {suggest(name, known)}"
+        )
+    return Goals.of(config, name, longest)
 
 
 def _specs(version: Version, config: StreamConfig) -> tuple[str, ...]:

@@ -1,0 +1,112 @@
+"""Epochs: every transition exactly once, in an order of which any part can be found at once.
+
+Each epoch permutes chunks, what one block of the store holds, and then the rows of some chunks
+that follow each other. So a reader that holds those chunks alone can serve it: data larger than
+memory streams in whole chunks. Permutations sort Philox words, so they are uniform, and they are
+a function of seed, epoch and place alone; what is kept between calls only saves time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.stream import plan
+from pipeline.stream.index import TransitionIndex
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """In which order one epoch goes through the chunks."""
+
+    chunks: tuple[np.ndarray, ...]
+    """Chunks whose rows are shuffled together, group after group."""
+    ends: np.ndarray  # (G,) int64, rows up to the end of each group
+
+
+class Shuffle:
+    """The order of epochs over some transitions.
+
+    Args:
+        order: (N,) int64, transitions so that those of a chunk follow each other; None if they do
+            as they are numbered.
+        sizes: (C,) int64, transitions of each chunk.
+        window: chunks whose rows are shuffled together.
+    """
+
+    def __init__(self, order: np.ndarray | None, sizes: np.ndarray, window: int) -> None:
+        self._order, self.sizes, self.window = order, sizes, window
+        self._starts = np.cumsum(sizes) - sizes
+        self._epochs: dict[tuple[int, int, int], _Epoch] = {}
+        self._groups: dict[tuple[int, int, int, int], np.ndarray] = {}
+
+    @classmethod
+    def of(cls, index: TransitionIndex, window: int) -> Shuffle:
+        """Returns the order over all transitions of an index."""
+        spans = index.spans
+        blocks, owner = np.unique(spans.block, return_inverse=True)
+        sizes = np.bincount(owner, weights=spans.count, minlength=len(blocks)).astype(np.int64)
+        order = None
+        if (np.diff(owner) < 0).any():
+            episodes = np.argsort(owner, kind="stable")
+            count = spans.count[episodes]
+            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            order = np.repeat(spans.number[episodes], count) + within
+        return cls(order, sizes[sizes > 0], window)
+
+    def rows(self, places: np.ndarray, seed: int, domain: int) -> np.ndarray:
+        """Returns the transitions at some places of the endless order, of the shape of `places`.
+
+        Args:
+            places: int64, row-major without gaps: N of them are an epoch.
+            seed: 64-bit key.
+            domain: tells apart independent orders under one seed.
+        """
+        flat = places.reshape(-1)
+        found = np.empty(len(flat), np.int64)
+        total = int(self.sizes.sum())
+        done = 0
+        while done < len(flat):
+            epoch, at = divmod(int(flat[done]), total)
+            plan_of = self._epoch(epoch, seed, domain)
+            group = int(np.searchsorted(plan_of.ends, at, side="right"))
+            start = int(plan_of.ends[group - 1]) if group else 0
+            rows = self._group(epoch, group, seed, domain)
+            # All places up to the group's end; they may skip some, as rows of a mixture do.
+            last = epoch * total + int(plan_of.ends[group])
+            stop = done + int(np.searchsorted(flat[done:], last))
+            found[done:stop] = rows[flat[done:stop] - (epoch * total + start)]
+            done = stop
+        return found.reshape(places.shape)
+
+    def _epoch(self, epoch: int, seed: int, domain: int) -> _Epoch:
+        key = (epoch, seed, domain)
+        if key not in self._epochs:
+            count = len(self.sizes)
+            width = -(-count // plan.WORDS_PER_BLOCK) * plan.WORDS_PER_BLOCK
+            words = plan.words(seed, domain + plan.CHUNKS, epoch * width, count)
+            order = np.argsort(words, kind="stable")
+            groups = [order[at : at + self.window] for at in range(0, count, self.window)]
+            ends = np.cumsum([int(self.sizes[group].sum()) for group in groups])
+            self._epochs = {key: _Epoch(tuple(groups), ends)}
+        return self._epochs[key]
+
+    def _group(self, epoch: int, group: int, seed: int, domain: int) -> np.ndarray:
+        """The transitions of one group of chunks, shuffled."""
+        key = (epoch, group, seed, domain)
+        if key not in self._groups:
+            plan_of = self._epoch(epoch, seed, domain)
+            chunks = plan_of.chunks[group]
+            size, start = self.sizes[chunks], self._starts[chunks]
+            within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+            rows = np.repeat(start, size) + within
+            # Each group has words of its own: its place in the epoch, rounded up per group.
+            block = plan.WORDS_PER_BLOCK
+            epoch_words = -(-int(self.sizes.sum()) // block) * block + block * len(plan_of.ends)
+            before = int(plan_of.ends[group]) - len(rows) + block * group
+            first = epoch * epoch_words + -(-before // block) * block
+            words = plan.words(seed, domain + plan.CHUNK_ROWS, first, len(rows))
+            rows = rows[np.argsort(words, kind="stable")]
+            self._groups = {key: rows if self._order is None else self._order[rows]}
+        return self._groups[key]
