@@ -15,6 +15,9 @@ from schemas.errors import SourceError
 
 UNIT_BYTES = 256 * 2**20
 """Bytes of observations and actions that one unit should hold at most (images fill it first)."""
+NARROW_TIMES, NARROW_BYTES = 4, 32 * 2**20
+"""Where rows are known to be narrow a unit may have so many times the steps, of so many bytes:
+borders of units are where files are opened again and chunks inflated twice."""
 _MOST_STEPS = 2**40
 """Far more than any disk holds; a claim beyond it is none to count with."""
 
@@ -37,6 +40,8 @@ def plan_units(
             f"{max(lengths, key=abs):,}."
         )
     most = min(UNIT_STEPS, max(1, UNIT_BYTES // max(1, step_bytes)))
+    if step_bytes:
+        most = max(most, min(NARROW_TIMES * UNIT_STEPS, NARROW_BYTES // step_bytes))
     before = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
     units = []
     start = 0

@@ -74,7 +74,9 @@ def write_blocks(
         came = None if stored is episode else episode.spec
         row_layout = layout_of(stored)
         key = (row_layout.key, came)
-        pile = piles.setdefault(key, _Pile(row_layout, [], came=came))
+        pile = piles.get(key)
+        if pile is None:
+            pile = piles[key] = _Pile(row_layout, [], came=came)
         added, size = episode.length + 1, encoded_bytes(stored)
         rows, held = pile.rows + added, pile.encoded_bytes + size
         if pile.episodes and (rows > pile.most_rows or held > blocks.ENCODED_SHARD_BYTES):

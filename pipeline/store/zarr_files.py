@@ -97,10 +97,8 @@ def add_array(
         attributes: of the array.
     """
     _add_groups_above(files, path)
-    document = json.loads(_document(kind))
-    document["shape"][0] = len(values)
-    document["attributes"] = dict(attributes or {})
-    files[f"{path}/zarr.json"] = json.dumps(document, indent=2).encode()
+    told = json.dumps(dict(attributes or {}))
+    files[f"{path}/zarr.json"] = _array_file(kind, len(values), told)
     values = np.ascontiguousarray(values, kind.dtype)
     if not values.size:
         return
@@ -170,6 +168,15 @@ def _encoder(codec: Codec) -> Any:
         return numcodecs.Zstd(level=codec.level)
     shuffle = numcodecs.Blosc.SHUFFLE if codec.itemsize > 1 else numcodecs.Blosc.NOSHUFFLE
     return numcodecs.Blosc("lz4", clevel=5, shuffle=shuffle, typesize=codec.itemsize)
+
+
+@functools.lru_cache(maxsize=1024)
+def _array_file(kind: ArrayKind, rows: int, attributes: str) -> bytes:
+    """The `zarr.json` of an array: blocks of one dataset mostly have the same."""
+    document = json.loads(_document(kind))
+    document["shape"][0] = rows
+    document["attributes"] = json.loads(attributes)
+    return json.dumps(document, indent=2).encode()
 
 
 @functools.lru_cache(maxsize=1024)

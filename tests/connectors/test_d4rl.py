@@ -228,6 +228,7 @@ def test_units_of_any_size_give_the_same_episodes(
     where = write_hdf5(tmp_path_factory.mktemp("d") / "f.hdf5", arrays)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("connectors.units.UNIT_STEPS", unit)
+        patch.setattr("connectors.units.NARROW_TIMES", 1)
         patch.setattr("connectors.d4rl.UNIT_STEPS", unit)
         listing, found = check_source(SOURCE, where)
     assert [f.episode.length for f in found if f.episode] == lengths

@@ -172,6 +172,20 @@ def test_chunk_that_inflates_past_its_size_is_refused(path: Path) -> None:
         root.array("x").read()
 
 
+def test_rows_beside_such_a_chunk_are_read(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        values = np.arange(6000, dtype="u2").reshape(3000, 2)
+        data = file.create_dataset("x", data=values, chunks=(10, 1), compression="gzip")
+        data.id.write_direct_chunk((1500, 1), zlib.compress(bytes(8 * MEBI)))
+    with open_hdf5(path, Limits(free_bytes=MEBI)) as root:
+        array = root.array("x")
+        for start, stop in ((0, 1500), (1480, 1500), (1510, None), (1510, 1511), (1500, 1500)):
+            np.testing.assert_array_equal(array.read(start, stop), values[start:stop])
+        for start, stop in ((0, None), (0, 1501), (1505, 1506), (1509, None), (-1495, -1400)):
+            with pytest.raises(SourceError, match="inflates past"):
+                array.read(start, stop)
+
+
 def test_large_honest_chunks_pass_the_same_check(path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8)
     with h5py.File(path, "w") as file:

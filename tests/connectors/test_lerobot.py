@@ -558,6 +558,7 @@ def test_many_episodes_in_one_row_group_are_read_by_units(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("connectors.units.UNIT_STEPS", 9)
+    monkeypatch.setattr("connectors.units.NARROW_TIMES", 1)
     episodes = [toy_episode(n, observations=np.full((n + 1, 2), n)) for n in (4, 4, 5, 20, 1, 1)]
     LerobotSink().write(episodes, str(tmp_path / "x"), {})
     path = tmp_path / "x/data/chunk-000/file-000.parquet"

@@ -99,6 +99,7 @@ def test_trajectories_become_episodes(tmp_path: Path, is_compressed: bool) -> No
 
 def test_units_read_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.units.UNIT_STEPS", 6)
+    monkeypatch.setattr("connectors.units.NARROW_TIMES", 1)
     made = {**arrays(), "observations": np.zeros((15, 4, 4, 3), np.uint8)}
     for is_compressed in (True, False):
         where = write(tmp_path / f"{is_compressed}.npz", made, is_compressed=is_compressed)

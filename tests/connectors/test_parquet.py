@@ -140,6 +140,7 @@ def test_rows_in_any_order_and_any_part(tmp_path: Path) -> None:
 
 def test_units_read_only_their_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("connectors.units.UNIT_STEPS", 50)
+    monkeypatch.setattr("connectors.units.NARROW_TIMES", 1)
     where = write(tmp_path / "t.parquet", columns((20,) * 10), row_group_size=20)
     listing, found = check_source(SOURCE, where)
     assert [unit.options["groups"] for unit in listing.units] == [

@@ -20,7 +20,7 @@ from connectors.facts import episode_facts, scalar, stated_facts
 from connectors.files import fingerprint, new_dataset
 from connectors.minari_spaces import box_json, leaves, parse_space
 from connectors.next_rows import breaks, differing_rows, with_finals
-from connectors.units import UNIT_BYTES, plan_units
+from connectors.units import NARROW_BYTES, UNIT_BYTES, plan_units
 from schemas.errors import SourceError, UsageError
 from tests.connectors.makers import toy_episode
 
@@ -35,6 +35,13 @@ def test_units_cover_all_episodes_in_order(lengths: list[int]) -> None:
         assert steps <= UNIT_STEPS or stop == start + 1
         position = stop
     assert position == len(lengths)
+
+
+def test_units_of_narrow_rows_hold_more_steps_but_no_more_bytes() -> None:
+    lengths = [1000] * 1000
+    assert max(steps for _, _, steps in plan_units(lengths, 100)) == 262_000
+    assert max(steps for _, _, steps in plan_units(lengths, 200)) == NARROW_BYTES // 200_000 * 1000
+    assert max(steps for _, _, steps in plan_units(lengths, 2000)) == 65_000
 
 
 def test_units_of_images_hold_fewer_steps() -> None:
