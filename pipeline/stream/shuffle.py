@@ -59,11 +59,14 @@ class Shuffle:
         """Returns the transitions at some places of the endless order, of the shape of `places`.
 
         Args:
-            places: int64, row-major without gaps: N of them are an epoch.
+            places: int64; N of them are an epoch.
             seed: 64-bit key.
             domain: tells apart independent orders under one seed.
         """
         flat = places.reshape(-1)
+        if (np.diff(flat) < 0).any():  # batches of a mixture do not use all that they ask for
+            flat, inverse = np.unique(flat, return_inverse=True)
+            return self.rows(flat, seed, domain)[inverse].reshape(places.shape)
         found = np.empty(len(flat), np.int64)
         total = int(self.sizes.sum())
         done = 0
@@ -73,7 +76,6 @@ class Shuffle:
             group = int(np.searchsorted(plan_of.ends, at, side="right"))
             start = int(plan_of.ends[group - 1]) if group else 0
             rows = self._group(epoch, group, seed, domain)
-            # All places up to the group's end; they may skip some, as rows of a mixture do.
             last = epoch * total + int(plan_of.ends[group])
             stop = done + int(np.searchsorted(flat[done:], last))
             found[done:stop] = rows[flat[done:stop] - (epoch * total + start)]
