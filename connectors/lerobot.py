@@ -44,7 +44,7 @@ from connectors.lerobot_episode import (
 from connectors.lerobot_features import TASK_EXTRA, Feature, numbers
 from connectors.lerobot_layout import Dataset, EpisodeRow, dataset_files, open_dataset
 from connectors.lerobot_media import Opened, video_rows
-from connectors.units import plan_units
+from connectors.units import RUN_BYTES, plan_units
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, SourceError
 from schemas.packed import Packed, Rows
@@ -56,6 +56,7 @@ _GUESSES = {
     "left_out": "left out, of a dtype that an episode cannot hold: {names}",
     "no_span": "splits that are no span of episodes are left out",
 }
+_GROUPS_PER_RUN = 8
 _CHECKS = ("timestamp", "frame_index", "index", "task_index")
 
 
@@ -101,13 +102,14 @@ class LerobotSource:
         rows = dataset.rows(unit.start, unit.stop)
         position = unit.start
         for path, members in groupby(rows, key=lambda row: row.data):
-            for row, result in _read_file(reading, path, list(members)):
-                key = f"episode_{row.index}"
-                if isinstance(result, EpisodeError):
-                    yield Found(key, position, None, None, result)
-                else:
-                    yield Found(key, position, None, result)
-                position += 1
+            for run in _runs(path, list(members)):
+                for row, result in _read_file(reading, path, run):
+                    key = f"episode_{row.index}"
+                    if isinstance(result, EpisodeError):
+                        yield Found(key, position, None, None, result)
+                    else:
+                        yield Found(key, position, None, result)
+                    position += 1
 
 
 @dataclass
@@ -121,6 +123,43 @@ class _Reading:
 
 
 _Result = tuple[EpisodeRow, Episode | EpisodeError]
+
+
+def _runs(path: Path, members: list[EpisodeRow]) -> Iterator[list[EpisodeRow]]:
+    """Cuts episodes of a large file into runs of about `RUN_BYTES`.
+
+    Row groups that two runs share are read twice: only where those are few.
+    """
+    try:
+        if len(members) == 1 or path.stat().st_size <= RUN_BYTES:
+            yield members
+            return
+        with open_parquet(path) as file:
+            groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
+            index = read_groups(file, path, columns=["episode_index"])
+    except (SourceError, OSError):  # whoever reads the episodes says what is wrong
+        yield members
+        return
+    column = index.column(0) if index.num_columns else None
+    if column is None or column.null_count or not pa.types.is_integer(column.type):
+        yield members
+        return
+    before = np.cumsum([0, *(group.total_byte_size for group in groups)])
+    ends = np.cumsum([group.num_rows for group in groups])
+    run: list[EpisodeRow] = []
+    begun = read = 0  # row groups
+    for row, (start, stop) in zip(
+        members, _spans(column.to_numpy(), [row.index for row in members]), strict=True
+    ):
+        first, last = np.searchsorted(ends, [start, max(start, stop - 1)], "right").tolist()
+        last = min(last + 1, len(groups))
+        is_border = first >= read or read - begun >= _GROUPS_PER_RUN
+        if run and is_border and before[last] - before[begun] > RUN_BYTES:
+            yield run
+            run, begun = [], first
+        run.append(row)
+        read = max(read, last)
+    yield run
 
 
 def _read_file(reading: _Reading, path: Path, members: list[EpisodeRow]) -> Iterator[_Result]:

@@ -28,7 +28,8 @@ def to_rows(column: pa.ChunkedArray, feature: Feature, where: str) -> Rows:
     Raises:
         EpisodeError: with code `unreadable`, `bad_dtype` or `length_mismatch`.
     """
-    array = column.combine_chunks()
+    # A single chunk is used where it lies; pyarrow would copy it.
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # no chunks, or too long for one
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
     place = f"{feature.name} of {where}"

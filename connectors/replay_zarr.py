@@ -14,7 +14,7 @@ The buffer has no identity of its own, so its episodes are named by content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,12 +23,14 @@ import numpy as np
 from connectors.base import Found, Listing, Unit
 from connectors.files import fingerprint
 from connectors.replay_zarr_store import UnreadableError, ZarrArray, open_zarr
-from connectors.units import plan_units
+from connectors.units import RUN_BYTES, plan_units
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, SourceError
 
 ENDS = "meta/episode_ends"
 _ENDS_BYTES = 64 * 2**20
+_CHUNKS_PER_RUN = 8
+"""At least: chunks at the borders of runs are decoded twice."""
 _REWARDS = ("reward", "rewards")
 _GUESSES = (
     "episode ends do not say why: no step is terminated or truncated",
@@ -79,7 +81,7 @@ class ReplayZarrSource:
         )
 
     def read(self, unit: Unit) -> Iterator[Found]:
-        """Reads the unit's rows at once; episode by episode where that fails."""
+        """Reads runs of episodes at once; episode by episode where that fails."""
         ends = unit.options["ends"]
         with open_zarr(unit.where) as arrays:
             now = _episode_ends(arrays, unit.where)
@@ -90,17 +92,51 @@ class ReplayZarrSource:
                     where=unit.where,
                 )
             data = _data(arrays, int(now[-1]), unit.where)
+            wide = {
+                key: array
+                for key, array in data.items()
+                if array.row_bytes * (ends[-1] - ends[0]) > RUN_BYTES
+            }
             try:
-                block = _read(data, ends[0], ends[-1])
+                kept = _read({k: a for k, a in data.items() if k not in wide}, ends[0], ends[-1])
             except UnreadableError:
-                block = None
-            for index, (start, stop) in enumerate(pairwise(ends)):
-                place = (f"rows {start}:{stop}", unit.start + index, unit.where)
-                if block is None:
-                    yield _read_alone(data, start, stop, place)
-                else:
-                    rows = {k: a[start - ends[0] : stop - ends[0]] for k, a in block.items()}
+                wide, kept = {}, None
+            position = unit.start
+            for run in _runs(wide, ends):
+                try:
+                    block = None if kept is None else _read(wide, run[0], run[-1])
+                except UnreadableError:
+                    block = None
+                for start, stop in pairwise(run):
+                    place = (f"rows {start}:{stop}", position, unit.where)
+                    position += 1
+                    if block is None or kept is None:
+                        yield _read_alone(data, start, stop, place)
+                        continue
+                    rows = {k: a[start - ends[0] : stop - ends[0]] for k, a in kept.items()}
+                    rows |= {k: a[start - run[0] : stop - run[0]] for k, a in block.items()}
                     yield _found(rows, place)
+
+
+def _runs(wide: Mapping[str, ZarrArray], ends: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cuts the episodes between some ends into runs to read the wide arrays in.
+
+    Yields:
+        The ends of each run, the last of the one before it first.
+    """
+    if not wide:
+        yield ends
+        return
+    row_bytes = sum(array.row_bytes for array in wide.values())
+    longest = max(array.chunks[0] for array in wide.values())
+    most = max(RUN_BYTES // row_bytes, _CHUNKS_PER_RUN * longest)
+    run = [ends[0]]
+    for end in ends[1:]:
+        if len(run) > 1 and end - run[0] > most:
+            yield run
+            run = run[-1:]
+        run.append(end)
+    yield run
 
 
 def _episode_ends(arrays: Mapping[str, ZarrArray], where: str) -> np.ndarray:

@@ -18,6 +18,9 @@ UNIT_BYTES = 256 * 2**20
 NARROW_TIMES, NARROW_BYTES = 4, 32 * 2**20
 """Where rows are known to be narrow a unit may have so many times the steps, of so many bytes:
 borders of units are where files are opened again and chunks inflated twice."""
+RUN_BYTES = 16 * 2**20
+"""What to read at once of a unit of wide rows, about: memory that was just freed costs less than
+new memory, whose pages the kernel must find and clear."""
 _MOST_STEPS = 2**40
 """Far more than any disk holds; a claim beyond it is none to count with."""
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors import detection
+from connectors.arrow_files import read_groups
 from connectors.lerobot import LerobotSource
 from connectors.lerobot_encode import PSNR, encode
 from connectors.lerobot_sink import LerobotSink
@@ -568,3 +569,31 @@ def test_many_episodes_in_one_row_group_are_read_by_units(
     for one, f in zip(expected_of(episodes), found, strict=True):
         assert f.episode is not None
         assert_same(one, f.episode)
+
+
+@pytest.mark.parametrize("rows_per_group", [2, 3, 100])
+@pytest.mark.parametrize("run_bytes", [1, 400])
+def test_large_files_are_read_in_runs_of_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int, run_bytes: int
+) -> None:
+    episodes = [toy_episode(n, observations=np.full((n + 1, 2), n)) for n in (4, 4, 5, 20, 1, 1)]
+    LerobotSink().write(episodes, str(tmp_path / "x"), {})
+    path = tmp_path / "x/data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=rows_per_group)
+    read: list[int] = []
+
+    def count(*arguments: Any, **options: Any) -> pa.Table:
+        table = read_groups(*arguments, **options)
+        read.append(table.num_rows if table.num_columns > 1 else 0)
+        return table
+
+    monkeypatch.setattr("connectors.lerobot.RUN_BYTES", run_bytes)
+    monkeypatch.setattr("connectors.lerobot.read_groups", count)
+    _, found = check_source(LerobotSource(), str(tmp_path / "x"))
+    for one, f in zip(expected_of(episodes), found, strict=True):
+        assert f.episode is not None
+        assert_same(one, f.episode)
+    if rows_per_group == 100:
+        assert set(read) == {0, 35}
+    else:
+        assert 0 < max(read) < 35

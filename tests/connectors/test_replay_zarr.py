@@ -194,6 +194,22 @@ def test_no_rewards_and_no_actions_are_unknown(tmp_path: Path) -> None:
     assert all(f.episode and f.episode.actions is None for f in found)
 
 
+@pytest.mark.parametrize("run_bytes", [1, 100, 400, 10_000])
+def test_wide_arrays_are_read_in_runs_of_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_bytes: int
+) -> None:
+    ends = (1, 5, 6, 9, 10, 14)
+    where = write(tmp_path / "x.zarr", arrays(), ends)
+    expected = healthy(SOURCE, where)
+    monkeypatch.setattr("connectors.replay_zarr.RUN_BYTES", run_bytes)
+    monkeypatch.setattr("connectors.replay_zarr._CHUNKS_PER_RUN", 1)
+    check_source(SOURCE, where)
+    for one, other in zip(expected, healthy(SOURCE, where), strict=True):
+        assert_same(one, other)
+    (Path(where) / "data/img/1.0.0.0").unlink()  # rows 4:8
+    assert faults(where) == [None, "unreadable", "unreadable", "unreadable", None, None]
+
+
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("place", ["x.zarr", "x.zarr.zip"])
 def test_a_missing_chunk_is_a_fault_of_the_episodes_that_need_it(
