@@ -26,6 +26,10 @@ def measure(
     metrics: Annotated[
         str | None, typer.Option("--metrics", help="Names, a,b; default all.")
     ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option("--steps", help="Metrics to keep step by step, too, a,b."),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="REF", help="Score against this version anew."),
@@ -69,7 +73,7 @@ def measure(
     json: Json = False,
 ) -> None:
     from pipeline.cli.progress import steps_bar
-    from pipeline.jobs.measure import measure_version
+    from pipeline.jobs.measure import commit_step_scores, measure_version
     from pipeline.store.store import open_store, parse_ref
     from schemas.errors import UsageError
     from schemas.metrics import FeatureSpec, MeasureConfig
@@ -103,11 +107,15 @@ def measure(
             engine=work,
             shared_filesystem=shared_filesystem,
         )
+    version = outcome.version
+    if steps:
+        with steps_bar("steps", quiet=json) as listener:
+            version = commit_step_scores(version, _names(steps), listener=listener)
     if json:
         emit(
             {
-                "version": outcome.version.id,
-                "number": outcome.version.number,
+                "version": version.id,
+                "number": version.number,
                 "score_set": outcome.score_set,
                 "reference": outcome.reference,
                 "fitted": outcome.fitted,
@@ -125,7 +133,7 @@ def measure(
         ],
     )
     say(
-        f"{outcome.version.branch}:{outcome.version.number}: {outcome.episodes_scored:,} episodes "
+        f"{version.branch}:{version.number}: {outcome.episodes_scored:,} episodes "
         f"scored, {outcome.episodes_reused:,} scores kept; relative to version "
         f"{outcome.reference[:8]}{', fitted now' if outcome.fitted else ''}"
     )

@@ -20,10 +20,11 @@ from pipeline.jobs.processes import Processes
 from pipeline.jobs.progress import Listener
 from pipeline.jobs.score_sets import Measured, Prepared
 from pipeline.jobs.scoring import Work
-from pipeline.quality.steps import step_readings
+from pipeline.quality.reference import ReferenceModel
+from pipeline.quality.steps import STEP_METRICS, step_readings
 from pipeline.store.reader import Version
 from pipeline.store.store import Store
-from schemas.errors import UnscoredError, missing_extra
+from schemas.errors import UnknownNameError, UnscoredError, missing_extra, suggest
 from schemas.jobs import EngineConfig
 from schemas.metrics import MeasureConfig
 
@@ -93,6 +94,56 @@ def score_steps(version: Version, episode_id: str) -> dict[str, np.ndarray]:
         UnscoredError: if it was not measured against a reference.
     """
     episode = version.episode(episode_id)
+    model = _shown_model(version)
+    facts = version.episodes(columns=["episode_id", "spec"])
+    at = pc.index(facts["episode_id"], episode_id).as_py()
+    return step_readings(episode, model.of_spec(facts["spec"][at].as_py()))
+
+
+def commit_step_scores(
+    version: Version,
+    names: Sequence[str],
+    *,
+    branch: str | None = None,
+    listener: Listener | None = None,
+) -> Version:
+    """Commits readings step by step as arrays of steps, each under its metric's name.
+
+    Args:
+        version: a measured one.
+        names: of `quality.steps.STEP_METRICS`.
+        branch: where to; by default the version's own, whose head it must be.
+        listener: hears of episodes and steps as they are read.
+
+    Raises:
+        UnknownNameError: for a metric that has no reading per step.
+        UnscoredError: if the version was not measured against a reference.
+    """
+    for name in names:
+        if name not in STEP_METRICS:
+            raise UnknownNameError(
+                f"Expected metrics out of {', '.join(STEP_METRICS)}, came {name!r}; "
+                f"{suggest(name, STEP_METRICS)}"
+            )
+    model = _shown_model(version)
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
+    for spec in version.specs:
+        own = model.of_spec(spec)
+        for episode in version.iter_episodes(f"spec == '{spec}'"):
+            read = step_readings(episode, own)
+            for name in names:
+                if name in read:
+                    found[name][episode.episode_id] = read[name].astype(np.float32)
+            if listener is not None:
+                listener(1, episode.length)
+    for name, values in found.items():
+        if values:
+            version = version.annotate_steps(name, values, branch=branch, how="measure --steps")
+            branch = None
+    return version
+
+
+def _shown_model(version: Version) -> ReferenceModel:
     model = score_sets.shown_model(version)
     if model is None:
         raise UnscoredError(
@@ -100,9 +151,7 @@ def score_steps(version: Version, episode_id: str) -> dict[str, np.ndarray]:
             "run `penstock measure` first.",
             where=version.store.url,
         )
-    facts = version.episodes(columns=["episode_id", "spec"])
-    at = pc.index(facts["episode_id"], episode_id).as_py()
-    return step_readings(episode, model.of_spec(facts["spec"][at].as_py()))
+    return model
 
 
 def carry_out(prepared: Prepared, mapper: scoring.Mapper, listener: Listener | None) -> Measured:

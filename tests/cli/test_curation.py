@@ -200,3 +200,21 @@ def test_metrics_take_named_features(penstock, tmp_path):
     code, _, _ = penstock("measure", store, "--metrics", "action_divergence", *features)
     assert code == 0
     assert penstock("measure", store, "--embedding", "observations")[0] == 2
+
+
+def test_readings_of_steps_are_kept_beside_the_scores(penstock, tmp_path):
+    store = tmp_path / "store"
+    penstock("ingest", write_d4rl(tmp_path / "a.hdf5", [40] * 6), "--into", store)
+    names = "action_divergence,idle"
+    code, out, _ = penstock("measure", store, "--steps", names, "--json")
+    assert code == 0
+    version = open_store(store).version()
+    assert version.number == json.loads(out)["number"]
+    scores = version.episodes(columns=["episode_id", "action_divergence", "idle_fraction"])
+    for row in scores.to_pylist():
+        extras = version.episode(row["episode_id"]).extras
+        assert np.nanmean(extras["action_divergence"]) == pytest.approx(row["action_divergence"])
+        assert np.mean(extras["idle"]) == pytest.approx(row["idle_fraction"])
+    code, _, err = penstock("measure", store, "--steps", "action_divergenc")
+    assert code == 2
+    assert "'action_divergence'" in err
