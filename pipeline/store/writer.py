@@ -98,6 +98,8 @@ def encoded_bytes(episode: Episode) -> int:
 def _write(objects: Objects, media: MediaWriter, pile: _Pile, spec: str) -> WrittenBlock:
     name = layout.new_id()
     rows = join_rows(episode for _, episode, _ in pile.episodes)
+    members = [(position, episode.length, row) for position, episode, row in pile.episodes]
+    pile.episodes.clear()  # what they held is joined: its memory serves the encoding
     named = tuple(media.put(one) for one in media_of(rows.values()).values())
     if blocks.is_tail(pile.layout, pile.rows, pile.encoded_bytes):
         data = blocks.encode_tail(rows, pile.layout)
@@ -111,8 +113,9 @@ def _write(objects: Objects, media: MediaWriter, pile: _Pile, spec: str) -> Writ
         files = {f"{layout.shard(name)}/{key}": data for key, data in shard.items()}
         files[file.key] = listing
         container, size = "shard", sum(map(len, files.values()))
+    del rows
     objects.put(files)
-    starts = np.cumsum([0, *(episode.length + 1 for _, episode, _ in pile.episodes)])
+    starts = np.cumsum([0, *(length + 1 for _, length, _ in members)])
     block = Block(
         id=name,
         container=container,  # type: ignore[arg-type]
@@ -127,9 +130,9 @@ def _write(objects: Objects, media: MediaWriter, pile: _Pile, spec: str) -> Writ
         spec=pile.layout.spec,
         rows=tuple(
             row.placed(name, int(start))
-            for (_, _, row), start in zip(pile.episodes, starts, strict=False)
+            for (_, _, row), start in zip(members, starts, strict=False)
         ),
-        positions=tuple(position for position, _, _ in pile.episodes),
+        positions=tuple(position for position, _, _ in members),
         came=pile.came,
     )
 

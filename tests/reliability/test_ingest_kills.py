@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from pipeline.store.store import open_store
 from tests.episodes import write_d4rl
@@ -37,6 +38,7 @@ def content(store: Path) -> pa.Table:
     return version.episodes(columns=["episode_id", "digest", "length"])
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_killed_runs_and_a_last_one_make_what_one_run_makes(tmp_path: Path) -> None:
     for number in range(FILES):
         write_d4rl(tmp_path / f"{number:02d}.hdf5", [3 + k for k in range(10)], seed=number)
