@@ -55,7 +55,8 @@ def columns(opened: OpenVersion, drawn: Drawn) -> dict[str, np.ndarray]:
     if config.is_windowed:
         slots = gather_slots(opened, numbers, anchors, positions)
         found = window_columns(opened, slots)
-        steps = slots.along(slots.positions)
+        if opened.sums.returns is not None or opened.goals is not None:
+            steps = slots.along(slots.positions)
     else:
         found = _transitions(opened, anchors, positions)
     if opened.sums.n_step is not None:

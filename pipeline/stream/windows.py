@@ -8,6 +8,7 @@ nearest record stands in; only those places are then written to.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,40 @@ class Slots:
     """The records around each anchor, and which of them are steps of its episode."""
 
     records: np.ndarray  # (..., S, words) int32
-    positions: np.ndarray  # (..., S) int64 in the version's row layout, the nearest step outside
-    is_step: np.ndarray  # (..., S) bool
-    last: np.ndarray  # (...) int64, slot of the last step that may be repeated
-    is_padded: bool
-    """True if some slot is no step."""
+    start: np.ndarray  # (..., 1) int64, position of the first slot in the version's row layout
+    steps: tuple[np.ndarray, np.ndarray]  # (..., 1) int64, the first slot in the episode; one past
+    outside: tuple[np.ndarray, ...]
+    """Where slots are no steps, one array per axis of (..., S)."""
     config: StreamConfig
+
+    @property
+    def is_padded(self) -> bool:
+        """True if some slot is no step."""
+        return len(self.outside[-1]) > 0
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """(..., S) int64 in the version's row layout, of the nearest step outside the episode."""
+        slots = np.arange(self.records.shape[-2])
+        return self.start + np.clip(slots, self.steps[0], self.steps[1] - 1)
+
+    @cached_property
+    def late(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """Slots after the last step of their episode, and that step, one array per axis of each.
+
+        Before the episode its first record stands in already; after it, one without a step.
+        """
+        *windows, slot = self.outside
+        last = self.steps[1][(*windows, 0)] - 1
+        after = slot > last
+        windows = [axis[after] for axis in windows]
+        return (*windows, slot[after]), (*windows, last[after])
+
+    def mask(self, dtype: type) -> np.ndarray:
+        """Returns which slots are steps, (..., S): 1 and 0."""
+        found: np.ndarray = np.ones(self.records.shape[:-1], dtype)
+        found[self.outside] = 0
+        return found
 
     def along(self, values: np.ndarray, *, stack: bool = False, chunk: bool = False) -> np.ndarray:
         """Returns the part of (..., S, *shape) that a batch holds, with its axes.
@@ -53,14 +82,12 @@ class Slots:
             values: (..., S, *shape).
             following: whether they are the observations after steps.
         """
-        found, axis = values.copy(), self.records.ndim - 2
-        outside = ~self.is_step
+        found, slot = values.copy(), self.outside[-1]
         if self.config.frame_stack > 1:  # frames are missing before the episode alone
-            found[outside & (np.arange(outside.shape[-1]) < self.config.reach[0])] = 0
-        elif following:
-            _part(found, axis, 1, outside.shape[-1])[outside[..., :-1]] = 0
+            where = slot < self.config.reach[0]
+            found[tuple(place[where] for place in self.outside)] = 0
         else:
-            found[outside] = 0
+            found[(*self.outside[:-1], slot + 1 if following else slot)] = 0
         return found
 
     def _axes(self, values: np.ndarray, first: int, stack: bool, chunk: bool) -> np.ndarray:
@@ -92,18 +119,20 @@ def gather_slots(
     """
     config, spans = opened.config, opened.index.spans
     before, after = config.reach
+    slots = np.arange(before + after + 1)
     episodes = opened.index.owner[numbers]
-    begin, stop = spans.begin[episodes][..., None], spans.stop[episodes][..., None]
-    at = positions.astype(np.int64)[..., None] + np.arange(-before, after + 1)
-    is_step = (at >= begin) & (at < stop)
-    is_padded = not is_step[..., :-1].all()
-    np.clip(at, begin, stop, out=at)
-    shift = anchors.astype(np.int64) - positions
-    records = np.take(opened.records, at + shift[..., None], axis=0, mode="clip")
-    # The row after the last step is its next observation and no step.
-    np.minimum(at, stop - 1, out=at)
-    last = stop[..., 0] - 1 - positions + before
-    return Slots(records, at, is_step, last, is_padded, config)
+    start = positions.astype(np.int64)[..., None] - before
+    first, stop = (edge[episodes][..., None] - start for edge in (spans.begin, spans.stop))
+    rows = anchors.astype(np.int64)[..., None] + (slots - before)
+    # Most windows lie within their episode; the others are put right one by one. The last slot
+    # is there for the next observation alone and is never read as a step.
+    crossing = np.nonzero(((first > 0) | (stop < len(slots) - 1))[..., 0])
+    low, high = first[crossing], stop[crossing]
+    rows[crossing] += np.clip(slots, low, high) - slots
+    of, slot = np.nonzero(((slots < low) | (slots >= high))[:, :-1])
+    outside = (*(axis[of] for axis in crossing), slot)
+    records = np.take(opened.records, rows, axis=0, mode="clip")
+    return Slots(records, start, (first, stop), outside, config)
 
 
 def window_columns(opened: OpenVersion, slots: Slots) -> dict[str, np.ndarray]:
@@ -125,28 +154,32 @@ def window_columns(opened: OpenVersion, slots: Slots) -> dict[str, np.ndarray]:
             values = _step_field(opened, slots, name)
             found[name] = slots.along(values, chunk=root == "actions")
     real = np.float64 if config.dtype == "float64" else np.float32
+    mask = slots.mask(real)
     for name in ("terminated", "truncated"):
-        late[name] = slots.along(layout.slots(slots.records, name) & slots.is_step)
-    mask = slots.along(slots.is_step)
-    late["discounts"] = np.where(mask & ~late["terminated"], config.discount, 0).astype(real)
-    late |= _masks(slots, mask, real)
+        flags = layout.slots(slots.records, name)
+        flags[slots.outside] = False
+        late[name] = slots.along(flags)
+    late["discounts"] = np.multiply(~late["terminated"], config.discount, dtype=real)
+    if config.has_steps:
+        late["discounts"] *= slots.along(mask)
+    late |= _masks(slots, mask)
     for root in sorted(opened.lacks):
         has = layout.slots(slots.records, f"has_{root}").astype(real)
         beside = opened.added.get(root)
         if beside is not None and beside.has is not None:
             has = np.maximum(has, beside.has[slots.positions])
-        late[f"{root}_mask"] = slots.along(has * slots.is_step, chunk=root == "actions")
+        late[f"{root}_mask"] = slots.along(has * mask, chunk=root == "actions")
     return found | late
 
 
-def _masks(slots: Slots, mask: np.ndarray, real: type) -> dict[str, np.ndarray]:
+def _masks(slots: Slots, mask: np.ndarray) -> dict[str, np.ndarray]:
     config = slots.config
-    found: dict[str, np.ndarray] = {"mask": mask.astype(real)}
+    found = {"mask": slots.along(mask)}
     if config.action_chunk is not None:
-        chunk: np.ndarray = slots.along(slots.is_step, chunk=True).astype(real)
-        found["action_chunk_mask" if config.has_steps else "mask"] = chunk
+        name = "action_chunk_mask" if config.has_steps else "mask"
+        found[name] = slots.along(mask, chunk=True)
     if config.frame_stack > 1:
-        found["frame_stack_mask"] = slots.along(slots.is_step, stack=True).astype(real)
+        found["frame_stack_mask"] = slots.along(mask, stack=True)
     return found
 
 
@@ -159,12 +192,10 @@ def _step_field(opened: OpenVersion, slots: Slots, name: str) -> np.ndarray:
     assert values is not None, "a field is in the records or was added"
     if not slots.is_padded:
         return values
-    outside = ~slots.is_step
     if name.split("/", 1)[0] == "rewards" or config.pad == "zero":
-        values[outside] = 0
+        values[slots.outside] = 0
         return values
-    where = np.nonzero(outside & (np.arange(outside.shape[-1]) > slots.last[..., None]))
-    values[where] = values[(*where[:-1], slots.last[where[:-1]])]
+    values[slots.late[0]] = values[slots.late[1]]
     return values
 
 
