@@ -15,8 +15,8 @@ from schemas.episode import Episode
 from schemas.errors import EpisodeError
 
 UNIT_STEPS = 65_536
-"""Steps that one unit of work should hold at most, unless a single episode is longer or rows are known
-to be narrow (`connectors.units`)."""
+"""Steps that one unit of work should hold at most, unless a single episode is longer or
+rows are known to be narrow (`connectors.units`)."""
 
 
 @dataclass(frozen=True)
