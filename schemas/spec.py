@@ -101,7 +101,8 @@ class DatasetSpec:
         if merged is None:
             raise SpecMismatchError(
                 f"Expected episodes of the spec [{self}], came [{other}] "
-                f"({differences(self, other)}); ingest them into another store, or cast the source.",
+                f"({differences(self, other)}); ingest them into another store, or cast the "
+                f"source.",
                 where=where,
             )
         return merged
