@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: setup demo test test-reliability conformance lint format bench peers clean
+.PHONY: setup demo test test-reliability conformance lint format bench peers views clean
 
 setup: $(READY)
 
@@ -58,6 +58,22 @@ peers: $(PEERS:%=$(PENSTOCK_PEERS)/%/.ready)
 $(PENSTOCK_PEERS)/%/.ready: tests/peers/%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# Other libraries train on versions seen as their own datasets (docs/views.md).
+views: torchrl-views d3rlpy-views lerobot-views
+
+%-views: $(PENSTOCK_PEERS)/%/.ready
+	$(<D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/peers/views.txt
+	PYTHONPATH=. $(<D)/bin/python tests/peers/check_views_$*.py
+
+# Without what LeRobot asks for: a torch with CUDA, and drivers of robots.
+LEROBOT := tests/conformance/lerobot.txt tests/peers/lerobot_policies.txt
+
+$(PENSTOCK_PEERS)/lerobot/.ready: $(LEROBOT)
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps $(LEROBOT:%=-r %)
 	touch $@
 
 clean:

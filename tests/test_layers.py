@@ -42,14 +42,22 @@ LAYERS: dict[str, tuple[str, ...]] = {
 """Each part, and what of ours it may import besides itself."""
 
 HEAVY: dict[str, tuple[str, ...]] = {
-    "torch": ("pipeline.stream.torch_adapter", "learners"),
+    "torch": ("pipeline.stream.torch_adapter", "pipeline.stream.views.torchrl", "learners"),
+    "tensordict": ("pipeline.stream.views.torchrl",),
+    "torchrl": ("pipeline.stream.views.torchrl",),
+    "d3rlpy": ("pipeline.stream.views.d3rlpy",),
+    "lerobot": ("pipeline.stream.views.lerobot",),
+    "minari": ("pipeline.stream.views.minari",),
     "h5py": ("connectors",),
     "zarr": ("pipeline.store", "connectors.replay_zarr_store", "connectors.replay_zarr_sink"),
     "dask": ("pipeline.store", "pipeline.jobs.on_dask"),
     "duckdb": ("pipeline.store",),
     "apache_beam": ("pipeline.jobs.on_beam",),
     "distributed": ("pipeline.jobs.on_dask",),
-    "gymnasium": ("connectors.gymnasium", "learners", "pipeline.service.gym_wrapper"),
+    "gymnasium": (
+        *("connectors.gymnasium", "learners", "pipeline.service.gym_wrapper"),
+        "pipeline.stream.views.minari",
+    ),
     "tensorflow": ("connectors",),
     "tensorflow_datasets": ("connectors",),
     "faiss": ("pipeline.quality.neighbors",),

@@ -20,6 +20,7 @@ from pipeline.store.choose import Unscored, choose
 from pipeline.store.labels import commit_labels, label_table
 from pipeline.store.query import query
 from pipeline.store.step_arrays import REWARDS, StepArrays, commit_steps, step_arrays, with_steps
+from pipeline.store.views import Views
 from schemas.episode import Episode
 from schemas.errors import (
     DamagedStoreError,
@@ -57,7 +58,7 @@ class EpisodeIndex:
     """(E, 2) int64, the first step that is used and one past the last; None uses all."""
 
 
-class Version:
+class Version(Views):
     """One immutable state of a dataset."""
 
     def __init__(self, catalog: Catalog, commit: Commit) -> None:

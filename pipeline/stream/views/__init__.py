@@ -1,0 +1,1 @@
+"""Versions in other libraries' own types, one module per library, loaded when asked for."""
