@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +54,12 @@ def check_not_shadowed() -> None:
             )
 
 
-def _main() -> int:
+def _main() -> None:
     check_not_shadowed()
-    from pipeline.cli.main import main
+    from pipeline.cli.main import run
 
-    return main()
+    run()
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    _main()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import inspect
 import os
 import sys
 import threading
@@ -235,15 +237,24 @@ def _sources_and_options(
 
     options = tuple(argument for argument in given if argument.startswith("--"))
     if options and engine != "beam":
-        raise UsageError(f"No such option: {options[0]}; `penstock ingest --help` lists them.")
+        flag = options[0].partition("=")[0]
+        known = [f"--{name.replace('_', '-')}" for name in inspect.signature(ingest).parameters]
+        near = difflib.get_close_matches(flag, known, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see `penstock ingest --help`."
+        raise UsageError(f"No such option: {flag}; {hint}")
     return tuple(argument for argument in given if argument not in options), options
 
 
 def _say(report: IngestReport) -> None:
-    place = f"{report.branch}:{report.number}" if report.number else "nothing (dry run)"
+    steps = f"{report.steps_added:,} steps"
+    if report.dry_run:
+        came = f"dry run, nothing written: {report.episodes_added:,} episodes are new ({steps})"
+    else:
+        came = f"{report.branch}:{report.number}: {report.episodes_added:,} episodes added"
+        came += f" ({steps}, {size(report.bytes_written)})"
+    changed = f"{report.episodes_changed:,} changed, " * bool(report.episodes_changed)
     say(
-        f"{place}: {report.episodes_added:,} episodes added ({report.steps_added:,} steps, "
-        f"{size(report.bytes_written)}), {report.episodes_known:,} known, "
+        f"{came}, {report.episodes_known:,} known, {changed}"
         f"{report.episodes_quarantined:,} quarantined, {report.seconds:.1f} s"
     )
     for code, count in sorted(report.reasons.items()):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 import traceback
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -25,7 +29,7 @@ from pipeline.cli import (
     runs,
     suggest,
 )
-from pipeline.cli.output import emit, note
+from pipeline.cli.output import emit, note, say
 
 app = typer.Typer(
     name="penstock",
@@ -33,12 +37,53 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        say(version("penstock"))
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None: ...
+
+
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
     *(curate, annotate, maintain, learn, runs, bench),
 ):
     group.register(app)
+
+
+def run() -> NoReturn:
+    """The `penstock` command.
+
+    Arrow's idle threads can abort a process whose work is done (exit code 134) when the C library
+    tears them down, so the last handler at exit, which runs after all others, ends it at once.
+    """
+    codes: list[int] = []
+
+    def leave() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        if codes:
+            os._exit(codes[0])
+
+    atexit.register(leave)
+    codes.append(main())
+    sys.exit(codes[0])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=given, standalone_mode=False)
     except typer.TyperException as error:
-        return _fail(given, "usage", error.format_message(), None, 2)
+        return _fail(given, "usage", _usage(error), None, 2)
     except (typer.Abort, KeyboardInterrupt):
         note("Interrupted; nothing half-done is visible.")
         return 130
@@ -61,6 +106,15 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exc()
         return _fail(given, "bug", f"{type(error).__name__}: {error}", None, 1)
     return code if isinstance(code, int) else 0
+
+
+def _usage(error: typer.TyperException) -> str:
+    """Says what was wrong with the arguments, and where the right ones are listed."""
+    says = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if says.endswith("?") or "\n" in says or context is None or context.parent is None:
+        return says
+    return f"{says}; see `penstock {context.info_name} --help`."
 
 
 def _fail(given: list[str], kind: str, message: str, where: str | None, code: int) -> int:

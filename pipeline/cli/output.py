@@ -57,15 +57,17 @@ def note(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Prints a table on stdout."""
+    """Prints a table on stdout: numbers to the right, texts to the left."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=180)
     grid = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    held = [tuple(row) for row in rows]
     for index, name in enumerate(columns):
-        grid.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
+        is_text = index == 0 or any(isinstance(row[index], str) for row in held)
+        grid.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for row in held:
         grid.add_row(*(cell(value) for value in row))
     console.print(grid)
 

@@ -25,7 +25,7 @@ from pipeline.store.scores import load_model
 from pipeline.store.store import Version, open_store
 from schemas.document import DataFile
 from schemas.episode import Episode
-from schemas.errors import GateError
+from schemas.errors import FilterError, GateError, UnknownNameError
 from schemas.filter import check, evaluate
 from schemas.filter_ast import columns_of
 from schemas.gate import Drift, EpisodeRule, Gate
@@ -105,7 +105,11 @@ class Judge:
         types = {field.name: field.type for field in table.schema}
         held: list[Verdict | None] = [None] * len(batch)
         for rule, tree in self._rules:
-            check(tree, types)
+            try:
+                check(tree, types)
+            except (UnknownNameError, FilterError) as error:
+                error.where = f"gate rule {rule.name!r}"
+                raise
             for at in np.flatnonzero(evaluate(tree, table)):
                 if held[at] is None or rule.refuse is not None:
                     held[at] = Verdict(rule, _says(rule, _values(table, rule, int(at))))

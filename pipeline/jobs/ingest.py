@@ -23,6 +23,7 @@ from pipeline.jobs.sources import Dataset
 from pipeline.steps.name import episode_ids
 from pipeline.store import derive, ids, layout, specs
 from pipeline.store.append import Batch, Refusal, commit_batch
+from pipeline.store.known import Known
 from pipeline.store.store import Store, open_store
 from schemas.errors import NameTakenError, NotFoundError, SourceError
 from schemas.jobs import IngestJob
@@ -124,7 +125,7 @@ def finish(job: IngestJob, prepared: Prepared, outcomes: Iterable[UnitOutcome]) 
         check_time(prepared.started + job.timeout)
     warnings = _pass_gate(job, prepared, ordered, refusals)
     if job.dry_run:
-        return report_of(job, prepared, (), None, refusals, warnings)
+        return _foretold(job, rows, report_of(job, prepared, (), None, refusals, warnings))
     store = store_of(job.into)
     ordered, rows, further = _write_missing(store, job, ordered, rows)
     refusals += further
@@ -235,6 +236,24 @@ def _named(ordered: Sequence[UnitOutcome]) -> list[EpisodeRow]:
         names = episode_ids((one.native, one.row.digest) for one in read)
         rows += [one.row.named(name) for one, name in zip(read, names, strict=True)]
     return rows
+
+
+def _foretold(job: IngestJob, rows: Sequence[EpisodeRow], report: IngestReport) -> IngestReport:
+    """Returns the report of a dry run with what a commit would add to the branch as it is."""
+    store = opened(job.into)
+    head = store.catalog.refs.head(job.branch) if store else None
+    new, known, conflicts = tuple(rows), 0, 0
+    if store and head:
+        sorted_out = Known(store.catalog, store.catalog.refs.state(head)).sort(rows)
+        new, conflicts = sorted_out.new, len(sorted_out.conflicts)
+        known = len(rows) - len(new) - conflicts
+    return replace(
+        report,
+        episodes_added=len(new),
+        episodes_known=known,
+        episodes_changed=conflicts,
+        steps_added=sum(row.length for row in new),
+    )
 
 
 def _write_missing(

@@ -197,7 +197,8 @@ def _line(node: yaml.MappingNode, path: Sequence[str | int]) -> int:
 
 
 def _wrong(file: Path, line: int, says: str) -> ConfigError:
-    return ConfigError(f"{file}, line {line}: {says}.", where=str(file))
+    stop = "" if says.endswith("?") else "."
+    return ConfigError(f"{file}, line {line}: {says}{stop}", where=str(file))
 
 
 # -- paths ---------------------------------------------------------------------------------------

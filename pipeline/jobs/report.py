@@ -32,6 +32,7 @@ class IngestReport:
     reasons: dict[str, int] = field(default_factory=dict)
     guesses: tuple[str, ...] = ()
     dry_run: bool = False
+    """True if nothing was written: the counts say what would have been."""
     warnings: tuple[str, ...] = ()
     """What the gate noticed and let pass."""
     sources_unchanged: int = 0

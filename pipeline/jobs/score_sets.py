@@ -36,6 +36,8 @@ from schemas.version import Measure, VersionRef
 
 FACTS = ("length", "episode_return")
 """Metrics that are columns of every episode row already."""
+FEW = 4
+"""A message for the log names up to so many metrics."""
 
 
 @dataclass(frozen=True)
@@ -265,11 +267,12 @@ def finish(prepared: Prepared, model: ReferenceModel, scored: Sequence[pa.Table]
         ]
         first = kept[0] if kept else joined.select(["episode_id"]).slice(0, 0)
         total = prepared.scored + prepared.reused
+        what = ", ".join(values) if len(values) <= FEW else f"{len(values)} metrics"
         commit = commit_scores(
             prepared.catalog,
             prepared.target,
             Scores(score_set, first, values, tuple(kept[1:])),
-            f"measure {', '.join(values)} ({prepared.scored} of {total} episodes new)",
+            f"measure {what} ({prepared.scored} of {total} episodes new)",
             base=version.commit,
             run_id=prepared.run_id,
             since=prepared.since,

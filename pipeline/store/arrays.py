@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask
-import dask.array as da
 import numpy as np
 import pyarrow as pa
 
@@ -23,6 +21,9 @@ from schemas.rows import FLAGS, RowLayout
 from schemas.spec import FieldSpec
 from schemas.table import own_columns
 from schemas.version import Block
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 FEW = 4
 """Up to so many episodes of a block are read by their rows; for more, the block is read whole."""
@@ -84,6 +85,9 @@ def field_array(
         UnknownNameError: if no block has the field.
         UsageError: if some kept episodes have it and others do not, or have it otherwise.
     """
+    import dask  # noqa: PLC0415 (takes longer than most commands)
+    import dask.array as da  # noqa: PLC0415
+
     field, runs = _runs(catalog, blocks, table, name, raw, instead)
     kind, shape = (field.numpy_dtype, field.shape) if field.is_regular else (np.dtype(object), ())
     pieces = []
@@ -120,6 +124,8 @@ def added_field(added: StepArrays, table: pa.Table, name: str, raw: bool) -> da.
     Raises:
         UsageError: if some episodes have none, or raw rows are asked for, which they have not.
     """
+    import dask.array as da  # noqa: PLC0415 (takes longer than most commands)
+
     names, lengths = table["episode_id"].to_pylist(), table["length"].to_pylist()
     missing = sum(one not in added for one in names)
     if missing or raw:

@@ -52,13 +52,14 @@ def join(
     if not specs:
         return new or FIRST, came
     if new is None:
-        known = " or ".join(f"{name!r} [{spec}]" for name, spec in specs.items())
-        apart = "; ".join(
-            f"against {name!r}: {differences(spec, came)}" for name, spec in specs.items()
-        )
+        apart = {name: differences(spec, came) for name, spec in specs.items()}
+        near = min(apart, key=lambda name: apart[name].count(";"))
+        others = [name for name in specs if name != near]
+        known = f"{near!r} [{specs[near]}]" + f", or {', '.join(others)}" * bool(others)
         raise SpecMismatchError(
-            f"Expected episodes of the spec {known}, came [{came}] ({apart}); --new-spec NAME lets "
-            f"them join as a spec of their own, --dtype spec casts what differs in dtype only.",
+            f"Expected episodes of the spec {known}, came [{came}] (against {near!r}: "
+            f"{apart[near]}); --new-spec NAME lets them join as a spec of their own, --dtype spec "
+            f"casts what differs in dtype only.",
             where=where,
         )
     if new in specs:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -326,3 +327,26 @@ def test_runs_are_listed_replayed_and_forgotten(penstock, tmp_path):
     assert code == 2
     assert "Expected a run" in err
     assert penstock("replay", run, "--step", 3)[0] == 2
+
+
+def test_wrong_usage_names_what_comes_nearest_or_where_to_look(penstock, tmp_path):
+    for given, said in (
+        (("ingest", tmp_path, "--dryrun", "--into", "s"), "did you mean --dry-run"),
+        (("log", tmp_path, "--bogus"), "see `penstock log --help`."),
+        (("log",), "see `penstock log --help`."),
+        (("measur", tmp_path), "Did you mean 'measure'"),
+    ):
+        code, out, err = penstock(*given)
+        assert (code, out) == (2, ""), given
+        assert said in err
+
+
+def test_the_command_ends_with_its_code_and_all_it_said(tmp_path):
+    command = [sys.executable, "-m", "penstock"]
+    kept = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (kept.returncode, kept.stdout.strip()) == (0, version("penstock"))
+    missing = subprocess.run(
+        [*command, "log", tmp_path / "none", "--json"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert missing.returncode == 2
+    assert json.loads(missing.stdout)["error"]["message"] in missing.stderr

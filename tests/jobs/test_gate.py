@@ -111,8 +111,9 @@ def test_relative_metrics_are_judged_against_the_frozen_reference(tmp_path):
 
 def test_an_unknown_column_is_named_before_anything_is_committed(tmp_path):
     source = write_d4rl(tmp_path / "a.hdf5", [3])
-    with pytest.raises(UnknownNameError, match="'length'"):
+    with pytest.raises(UnknownNameError, match="'length'") as error:
         ingest(tmp_path / "s", source, gate=gate(episodes=[{"name": "x", "refuse": "lenght < 5"}]))
+    assert error.value.where == "gate rule 'x'"
 
 
 @pytest.mark.parametrize(

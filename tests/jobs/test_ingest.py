@@ -125,7 +125,11 @@ def test_dry_run_reads_everything_and_writes_nothing(tmp_path):
     source = write_d4rl(tmp_path / "a.hdf5", [5, 7], rewards=rewards)
     report = ingest(tmp_path / "s", source, dry_run=True)
     assert (report.dry_run, report.version, report.reasons) == (True, None, {"nan": 1})
+    assert (report.episodes_added, report.steps_added, report.episodes_known) == (1, 7, 0)
     assert not (tmp_path / "s").exists()
+    ingest(tmp_path / "s", source)
+    again = ingest(tmp_path / "s", source, dry_run=True)
+    assert (again.episodes_added, again.steps_added, again.episodes_known) == (0, 0, 1)
 
 
 def test_max_episodes_takes_the_first_of_each_source(tmp_path):
