@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from schemas.document import Document
 from schemas.errors import ConfigError, suggest
+from schemas.sizes import parse_bytes
 
 Residency = Literal["auto", "mmap", "ram"]
 Framework = Literal["torch", "numpy"]
@@ -47,7 +48,10 @@ class StreamConfig(Document):
     device: str = "cpu"
     """Where tensors end up."""
     residency: Residency = "auto"
-    """Where rows are read from: the memory-mapped cache, or a copy of it in memory."""
+    """Where rows are read from: the memory-mapped cache, or a copy of it in memory; `auto` copies
+    what fits the budget, where that gains something."""
+    memory: int | None = Field(default=None, ge=1)
+    """Budget of memory in bytes, or as a text such as `4GB`; None takes a share of what is free."""
     framework: Framework = "torch"
     """What batches are made of."""
     fields: tuple[str, ...] | None = None
@@ -136,6 +140,11 @@ class StreamConfig(Document):
         if "geometric" in self.goal_shares:
             found["goal_discount"] = self.geometric_discount
         return found
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _as_bytes(cls, given: object) -> object:
+        return parse_bytes(given) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _settings_fit_the_sampler(self) -> StreamConfig:

@@ -18,7 +18,7 @@ from pipeline.stream.mixture import Mixture
 from schemas.errors import AccessDeniedError
 from schemas.stream import StreamConfig
 
-_PLACES = frozenset({"device", "residency", "framework", "cache_dir", "verify", "rank"})
+_PLACES = frozenset({"device", "residency", "memory", "framework", "cache_dir", "verify", "rank"})
 """Settings that change where rows are, not which."""
 
 

@@ -15,6 +15,7 @@ from pipeline.stream.cache import CachedBlock, PackedCache, cache_root
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
 from pipeline.stream.record import RecordLayout, pack_pieces, plan_record
+from pipeline.stream.residency import choose
 from pipeline.stream.returns import Sums, make_sums
 from pipeline.stream.samplers import sampler_named
 from schemas.errors import UnknownNameError, UsageError, suggest
@@ -92,7 +93,7 @@ def open_rows(
     transitions = _transitions(version, config, index, cached, kept)
     dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}
     added = added_fields(arrays, index, kept, dtypes)
-    in_memory = config.residency == "ram"
+    choice = choose(config, records.nbytes)
     rows = int((index.length + 1).sum())
     return OpenVersion(
         version=version,
@@ -102,11 +103,12 @@ def open_rows(
         goals=_goals(config, layout, int(index.length.max(initial=1))),
         spec=spec,
         layout=layout,
-        records=np.array(records) if in_memory else records,
+        records=np.array(records) if choice.in_memory else records,
         index=transitions,
         lacks=_lacking(_lacks(records, layout, cached), layout, added),
         added=added,
-        place="a copy in memory of " * in_memory + f"the memory-mapped cache {cache.path}",
+        place=f"{'a copy in memory of ' * choice.in_memory}the memory-mapped cache {cache.path} "
+        f"({choice.why})",
         not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
     )
 

@@ -1,0 +1,71 @@
+"""Where records are read from, chosen by their size and a budget of memory, and said aloud."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from schemas.sizes import said_bytes
+from schemas.stream import StreamConfig
+
+SHARE = 0.25
+"""Of the memory that is free, what a stream takes where no budget is stated."""
+LEAST = 64 << 20
+"""Bytes below which a copy gains nothing: translations of so few pages stay in the processor."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where records are read from, and why."""
+
+    in_memory: bool
+    why: str
+
+
+def choose(config: StreamConfig, size: int) -> Choice:
+    """Returns whether to read a copy in memory, or the mapped cache.
+
+    Args:
+        config: the stream's settings.
+        size: of the copy, bytes.
+    """
+    if config.residency != "auto":
+        return Choice(config.residency == "ram", "as asked")
+    limit, of_what = budget(config)
+    if config.world_size > 1:
+        return Choice(False, "as ranks on one machine share it")
+    if size > limit:
+        return Choice(False, f"as {said_bytes(size)} exceed {of_what} of {said_bytes(limit)}")
+    if size < LEAST:
+        return Choice(False, f"as a copy of {said_bytes(size)} would gain nothing")
+    return Choice(True, f"as {said_bytes(size)} fit {of_what} of {said_bytes(limit)}")
+
+
+def budget(config: StreamConfig) -> tuple[int, str]:
+    """Returns the bytes that a stream may hold in memory, and what that number is."""
+    if config.memory is not None:
+        return config.memory, "the budget"
+    return int(available() * SHARE), "a quarter of the free memory"
+
+
+def available(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int:
+    """Returns the bytes of memory that this process may still take.
+
+    Args:
+        meminfo: what the kernel says of the machine.
+        cgroup: the folder of the limits that a container has, version 2.
+    """
+    try:
+        said = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(said["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        free = min(free, max(0, limit - int((cgroup / "memory.current").read_text())))
+    except (OSError, ValueError):  # no limit: the file is absent, or says `max`
+        pass
+    return free
