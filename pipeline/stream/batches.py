@@ -169,7 +169,7 @@ def split_batches(found: Mapping[str, np.ndarray], split: Split) -> list[Batch]:
         for name, array in found.items()
     }
     roots = list(dict.fromkeys(name.split("/", 1)[0] for name in views))
-    if len(roots) == len(views):
+    if roots == list(views):
         return [dict(zip(views, row, strict=True)) for row in zip(*views.values(), strict=True)]
     batches = []
     for row in zip(*views.values(), strict=True):
