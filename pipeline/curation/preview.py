@@ -17,7 +17,7 @@ from schemas import filter as filters
 from schemas.errors import UsageError, missing_extra
 from schemas.filter_ast import And
 
-PLOT_COLUMNS = 6
+PLOT_COLUMNS = 11
 FORMATS = (".png", ".svg", ".pdf", ".html")
 
 
@@ -107,7 +107,8 @@ def figure(selection: Selection) -> Any:
         for name, values in _numbers(selection).items()
         if len(np.unique(values[np.isfinite(values)])) > 1
     }
-    shown = list(columns)[:PLOT_COLUMNS]
+    scored = selection.version.state.metrics
+    shown = sorted(columns, key=lambda name: name not in scored)[:PLOT_COLUMNS]
     rows = -(-(len(shown) + 1) // 3)
     made = Figure(figsize=(12, 3 * rows), layout="constrained")
     axes = made.subplots(rows, 3, squeeze=False).reshape(-1)
