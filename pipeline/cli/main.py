@@ -14,6 +14,7 @@ import typer
 from pipeline.cli import (
     annotate,
     bench,
+    cache,
     curate,
     demo,
     drift,
@@ -60,7 +61,7 @@ def _app(
 
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, learn, runs, bench),
+    *(curate, annotate, maintain, cache, learn, runs, bench),
 ):
     group.register(app)
 

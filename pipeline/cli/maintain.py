@@ -60,7 +60,7 @@ def gc(
 ) -> None:
     from pipeline.store.store import open_store
 
-    done = open_store(store).gc(_time(grace), dry_run=dry_run, erase=erase)
+    done = open_store(store).gc(time_span(grace), dry_run=dry_run, erase=erase)
     if json:
         told = {"files": done.deleted, "marked": done.marked, "bytes": done.bytes}
         emit({**told, "shared_media": done.shared_media})
@@ -210,7 +210,7 @@ def erase(
         note(f"{where} still holds some of them: they were linked, and the file is yours.")
 
 
-def _time(text: str) -> dt.timedelta:
+def time_span(text: str) -> dt.timedelta:
     """Parses `24h`, `30m`, `90s` or `7d`."""
     import datetime as dt
 

@@ -4,7 +4,9 @@ Every process that streams the same fields maps the same file. An index beside i
 of the store lies at which row, with a checksum; it is replaced atomically after the records it
 speaks of are on disk, and only what it names exists for readers. So a process killed while filling
 leaves at most unused bytes at the end, which the next one overwrites. One writer at a time holds a
-lock that the kernel frees when its process dies.
+lock that the kernel frees when its process dies; it packs several blocks at once, each straight to
+its place, so that the file is the same however many threads pack. Who maps the file holds a shared
+lock on it as long as the mapping lives, so that eviction leaves it alone.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +28,18 @@ import google_crc32c
 import numpy as np
 
 from pipeline.stream.record import WORD, RecordLayout
-from schemas.errors import DamagedCacheError, DiskFullError, UsageError
+from schemas.errors import DamagedCacheError, DamagedStoreError, DiskFullError, UsageError
 
 FORMAT = 1
+LOCK = "lock"  # who fills holds it; its time of change is that of the last use
+RECORDS = "rows.bin"
+INDEX = "index.json"
 SAVE_EVERY = 256 << 20  # bytes of records between two replacements of the index while filling
+
+
+class _EvictedError(Exception):
+    """The file was deleted between reading its index and locking it."""
+
 
 Progress = Callable[[int, int], None]
 """Called with the number of blocks packed and the number to pack."""
@@ -50,28 +62,52 @@ class PackedCache:
         folder: its own folder, made if absent.
         layout: the record.
         verified: blocks whose checksums need not be compared again; grows.
+        threads: how many blocks are packed at once.
     """
 
     def __init__(
-        self, folder: Path, layout: RecordLayout, verified: set[str] | None = None
+        self,
+        folder: Path,
+        layout: RecordLayout,
+        verified: set[str] | None = None,
+        threads: int = 1,
     ) -> None:
         self.folder = folder
         self.layout = layout
-        self.path = folder / "rows.bin"
-        self._index = folder / "index.json"
+        self.path = folder / RECORDS
+        self._index = folder / INDEX
         self._verified = set() if verified is None else verified
+        self._threads = threads
+
+    def hold(
+        self,
+        rows: Mapping[str, int],
+        pack: Callable[[str], Iterable[np.ndarray]],
+        progress: Progress | None = None,
+    ) -> tuple[dict[str, CachedBlock], np.ndarray]:
+        """Packs what is missing and maps it: `ensure` and `open`, with no eviction in between.
+
+        Returns:
+            Where the blocks lie, and the records up to the end of the last of them.
+        """
+        while True:
+            known = self.ensure(rows, pack, progress)
+            wanted = {name: known[name] for name in rows}
+            with contextlib.suppress(_EvictedError):
+                return wanted, self.open(list(wanted.values()))
 
     def ensure(
         self,
-        block_ids: Sequence[str],
+        rows: Mapping[str, int],
         pack: Callable[[str], Iterable[np.ndarray]],
         progress: Progress | None = None,
     ) -> dict[str, CachedBlock]:
         """Returns where some blocks lie, after packing those that are not there yet.
 
         Args:
-            block_ids: blocks of the store.
-            pack: makes the records of a block in pieces, (n, words) int32 each.
+            rows: blocks of the store, and how many rows each has.
+            pack: makes the records of a block in pieces, (n, words) int32 each; called from
+                several threads at once.
             progress: told after each block.
 
         Raises:
@@ -79,10 +115,10 @@ class PackedCache:
             DamagedCacheError: if the index cannot be read.
         """
         known = self.blocks()
-        if all(block in known for block in block_ids):
+        if known.keys() >= rows.keys():
             return known
         with self._lock():
-            return self._fill(block_ids, pack, progress)
+            return self._fill(rows, pack, progress)
 
     def blocks(self) -> dict[str, CachedBlock]:
         """Returns which blocks the cache holds."""
@@ -106,12 +142,20 @@ class PackedCache:
             return np.zeros((0, self.layout.words), WORD)
         try:
             with self.path.open("rb") as file:
+                # The mapping keeps a duplicate of this descriptor, and with it the lock.
+                fcntl.flock(file, fcntl.LOCK_SH)
+                if not os.fstat(file.fileno()).st_nlink:
+                    raise _EvictedError
                 size = os.fstat(file.fileno()).st_size
                 if size < rows * self.layout.size:
                     raise self._damaged(f"{rows * self.layout.size} bytes", f"{size}")
                 mapped = mmap.mmap(file.fileno(), rows * self.layout.size, prot=mmap.PROT_READ)
         except FileNotFoundError:
+            if not self._index.exists():
+                raise _EvictedError from None
             raise self._damaged("the records that the index names", "none") from None
+        with contextlib.suppress(OSError):  # of another user, perhaps; then it looks unused
+            os.utime(self.folder / LOCK)
         return np.frombuffer(mapped, WORD).reshape(rows, self.layout.words)
 
     def verify(self, records: np.ndarray, wanted: dict[str, CachedBlock]) -> None:
@@ -133,30 +177,51 @@ class PackedCache:
 
     def _fill(
         self,
-        block_ids: Sequence[str],
+        rows: Mapping[str, int],
         pack: Callable[[str], Iterable[np.ndarray]],
         progress: Progress | None,
     ) -> dict[str, CachedBlock]:
         known = self.blocks()  # again: another process may have filled while we waited
-        missing = [block for block in dict.fromkeys(block_ids) if block not in known]
+        missing = {name: count for name, count in rows.items() if name not in known}
+        start = max((block.start + block.rows for block in known.values()), default=0)
+        starts = list(itertools.accumulate(missing.values(), initial=start))[: len(missing)]
         unsaved = 0
-        for done, name in enumerate(missing, start=1):
-            end = max((block.start + block.rows for block in known.values()), default=0)
-            rows, crc = 0, 0
-            for records in pack(name):
-                with _disk_errors(self.folder), self._writable() as file:
-                    _write(file, records, (end + rows) * self.layout.size)
-                rows, crc = rows + len(records), checksum(records, crc)
-                unsaved += records.nbytes
-            known[name] = CachedBlock(end, rows, crc)
-            if unsaved >= SAVE_EVERY or done == len(missing):
-                with _disk_errors(self.folder), self._writable() as file:
-                    self._save(file, known)
-                    unsaved = 0
-            self._verified.add(name)
-            if progress is not None:
-                progress(done, len(missing))
+        pool = ThreadPoolExecutor(max(1, min(self._threads, len(missing))), "penstock-pack")
+        try:
+            packed = [
+                pool.submit(self._write_block, pack, name, start, count)
+                for (name, count), start in zip(missing.items(), starts, strict=True)
+            ]
+            # In their order, so that the index never names what lies after a gap.
+            for done, (name, written) in enumerate(zip(missing, packed, strict=True), start=1):
+                known[name] = block = written.result()
+                unsaved += block.rows * self.layout.size
+                if unsaved >= SAVE_EVERY or done == len(missing):
+                    with _disk_errors(self.folder), self._writable() as file:
+                        self._save(file, known)
+                        unsaved = 0
+                self._verified.add(name)
+                if progress is not None:
+                    progress(done, len(missing))
+        finally:
+            pool.shutdown(cancel_futures=True)
         return known
+
+    def _write_block(
+        self, pack: Callable[[str], Iterable[np.ndarray]], name: str, start: int, rows: int
+    ) -> CachedBlock:
+        """Packs one block to its place."""
+        at, crc = 0, 0
+        for records in pack(name):
+            at += len(records)
+            if at > rows:
+                break
+            with _disk_errors(self.folder), self._writable() as file:
+                _write(file, records, (start + at - len(records)) * self.layout.size)
+            crc = checksum(records, crc)
+        if at != rows:
+            raise DamagedStoreError(f"Expected {rows} rows of the block {name}, came {at}.")
+        return CachedBlock(start, rows, crc)
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[int]:
@@ -189,7 +254,7 @@ class PackedCache:
     def _lock(self) -> Iterator[None]:
         with _disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             with _disk_errors(self.folder):
                 fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.store.reader import Version
 from pipeline.store.store import Store
+from pipeline.stream.cache import Progress
 from pipeline.stream.source import OpenVersion, open_rows
 from schemas.errors import ConfigError, UsageError
 from schemas.stream import StreamConfig
@@ -15,12 +16,15 @@ from schemas.stream import StreamConfig
 class Feed:
     """The versions a stream reads, each from some step on."""
 
-    def __init__(self, version: Version, config: StreamConfig) -> None:
+    def __init__(
+        self, version: Version, config: StreamConfig, progress: Progress | None = None
+    ) -> None:
         self._config = config
+        self._progress = progress
         self._store = Store(version.store)
         self._history: list[tuple[int, str]] = [(0, version.id)]
         self._verified: set[str] = set()
-        self._open = open_rows(version, config, self._verified)
+        self._open = open_rows(version, config, self._verified, progress)
 
     @property
     def store_id(self) -> str:
@@ -41,7 +45,8 @@ class Feed:
         """Returns the version that applies at a step, opened."""
         wanted = self._id_at(step)
         if self._open.version.id != wanted:
-            self._open = open_rows(self._store.version(wanted), self._config, self._verified)
+            version = self._store.version(wanted)
+            self._open = open_rows(version, self._config, self._verified, self._progress)
         return self._open
 
     def since(self, step: int) -> int:

@@ -20,6 +20,7 @@ from pipeline.stream.batches import (
     gathered_at_once,
     split_batches,
 )
+from pipeline.stream.cache import Progress
 from pipeline.stream.feed import Feed
 from pipeline.stream.priorities import AllGather, Priorities, priorities_for
 from pipeline.stream.samplers import Draw, sampler_named
@@ -69,6 +70,8 @@ class Stream:
         episode_ids: whether batches name their episodes.
         cache_dir: folder of the packed cache.
         verify: whether cached blocks are compared with their checksums.
+        progress: called with the number of blocks packed and the number to pack, while the
+            packed cache is filled.
         **settings: of the sampler.
 
     Raises:
@@ -95,6 +98,7 @@ class Stream:
         episode_ids: bool = False,
         cache_dir: str | Path | None = None,
         verify: bool = True,
+        progress: Progress | None = None,
         **settings: Any,
     ) -> None:
         self.config = stream_config(
@@ -120,7 +124,7 @@ class Stream:
         sampler_named(self.config.sampler)
         self._split = splitter(self.config)
         version = data if isinstance(data, Version) else open_version(str(data))
-        self.feed = Feed(version, self.config)
+        self.feed = Feed(version, self.config, progress)
         self.mixtures: WeakSet[Follower] = WeakSet()
         """Mixtures that this stream is part of."""
         self._step = 0

@@ -14,6 +14,10 @@ SHARE = 0.25
 LEAST = 64 << 20
 """Bytes below which a copy gains nothing: translations of so few pages stay in the processor."""
 
+PACK_MEMORY = 512 << 20
+"""Bytes that one thread may need to pack a block: its arrays as they are read, and one piece."""
+PACK_THREADS = 8
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -42,6 +46,11 @@ def choose(config: StreamConfig, size: int) -> Choice:
     if size < LEAST:
         return Choice(False, f"as a copy of {said_bytes(size)} would gain nothing")
     return Choice(True, f"as {said_bytes(size)} fit {of_what} of {said_bytes(limit)}")
+
+
+def pack_threads(config: StreamConfig) -> int:
+    """Returns how many blocks are packed at once: one per processor, as far as memory goes."""
+    return max(1, min(len(os.sched_getaffinity(0)), PACK_THREADS, budget(config)[0] // PACK_MEMORY))
 
 
 def budget(config: StreamConfig) -> tuple[int, str]:

@@ -11,11 +11,11 @@ import numpy as np
 from pipeline.store.reader import EpisodeIndex, Version
 from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
-from pipeline.stream.cache import CachedBlock, PackedCache, cache_root
+from pipeline.stream.cache import CachedBlock, PackedCache, Progress, cache_root
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
 from pipeline.stream.record import RecordLayout, pack_pieces, plan_record
-from pipeline.stream.residency import choose
+from pipeline.stream.residency import choose, pack_threads
 from pipeline.stream.returns import Sums, make_sums
 from pipeline.stream.samplers import sampler_named
 from schemas.errors import UnknownNameError, UsageError, suggest
@@ -58,7 +58,10 @@ class OpenVersion:
 
 
 def open_rows(
-    version: Version, config: StreamConfig, verified: set[str] | None = None
+    version: Version,
+    config: StreamConfig,
+    verified: set[str] | None = None,
+    progress: Progress | None = None,
 ) -> OpenVersion:
     """Packs what is missing from the cache and opens a version for streaming.
 
@@ -66,6 +69,7 @@ def open_rows(
         version: which one.
         config: the stream's settings.
         verified: blocks whose checksums were compared before; grows.
+        progress: told of each block that was packed.
 
     Raises:
         UsageError: if the version holds no transition, or several specs, and neither one of them
@@ -84,10 +88,11 @@ def open_rows(
     layout = plan_record(_fields(version, specs, blocks, config, arrays), config.dtype)
     spec = "+".join(specs)
     folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
-    cache = PackedCache(folder, layout, verified)
-    known = cache.ensure(names, lambda name: _pack(version, blocks[name], layout))
-    cached = {name: known[name] for name in names}
-    records = cache.open(list(cached.values()))
+    cache = PackedCache(folder, layout, verified, pack_threads(config))
+    rows_of = {name: blocks[name].rows for name in names}
+    cached, records = cache.hold(
+        rows_of, lambda name: _pack(version, blocks[name], layout), progress
+    )
     if config.verify:
         cache.verify(records, cached)
     transitions = _transitions(version, config, index, cached, kept)

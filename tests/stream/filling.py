@@ -39,7 +39,7 @@ def fill(folder: Path, pause: float, names: list[str]) -> None:
         sys.stdout.write(f"{done}\n")
         sys.stdout.flush()
 
-    cache.PackedCache(folder, LAYOUT).ensure(names, pack, say)
+    cache.PackedCache(folder, LAYOUT).ensure(dict.fromkeys(names, 50), pack, say)
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def test_a_fill_that_is_killed_goes_on_where_its_index_ends(tmp_path: Path, save
         packed.append(name)
         return pieces(name)
 
-    cache.ensure(names, pack_one)
+    cache.ensure(dict.fromkeys(names, 50), pack_one)
     assert packed == [name for name in names if name not in survived]
     check_contents(cache, names)
 
@@ -222,26 +222,26 @@ def test_two_processes_that_fill_at_once_pack_each_block_once(tmp_path: Path) ->
 
 def test_a_full_disk_is_an_error_that_keeps_what_was_there(tmp_path: Path) -> None:
     cache = PackedCache(tmp_path, LAYOUT)
-    cache.ensure(["1"], pieces)
+    cache.ensure({"1": 50}, pieces)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
     try:
         with pytest.raises(DiskFullError, match="PENSTOCK_CACHE") as caught:
-            cache.ensure(["1", "2"], pieces)
+            cache.ensure({"1": 50, "2": 50}, pieces)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert caught.value.exit_code == 5
     check_contents(cache, ["1"])
-    cache.ensure(["1", "2"], pieces)
+    cache.ensure({"1": 50, "2": 50}, pieces)
     check_contents(cache, ["1", "2"])
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="PENSTOCK_CACHE"):
-        PackedCache(tmp_path / "file" / "cache", LAYOUT).ensure(["1"], pieces)
+        PackedCache(tmp_path / "file" / "cache", LAYOUT).ensure({"1": 50}, pieces)
 
 
 # -- damage ------------------------------------------------------------------------------------

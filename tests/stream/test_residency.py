@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.main import app
 from pipeline.store.store import Store
 from pipeline.stream import residency
+from pipeline.stream.cache import CachedBlock, PackedCache
+from pipeline.stream.eviction import Cached, caches, evict
 from pipeline.stream.loader import Stream
 from pipeline.stream.residency import available, choose
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DamagedStoreError
 from schemas.sizes import parse_bytes, said_bytes
 from schemas.stream import stream_config
+from tests.stream.filling import LAYOUT, numbered, pieces
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def stream(store: Store, **settings: object) -> Stream:
@@ -87,3 +103,143 @@ def test_a_budget_that_is_none_is_refused(store: Store) -> None:
     for memory in (0, -1, "much"):
         with pytest.raises(ConfigError):
             stream(store, memory=memory)
+
+
+# -- filled in parallel ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_any_number_of_threads_makes_the_same_file(tmp_path: Path, threads: int) -> None:
+    rows = {str(number): 50 for number in range(12)}
+    told: list[tuple[int, int]] = []
+    alone = PackedCache(tmp_path / "alone", LAYOUT)
+    many = PackedCache(tmp_path / "many", LAYOUT, threads=threads)
+    meeting = threading.Barrier(2, timeout=30)
+
+    def pack(name: str) -> list[np.ndarray]:
+        if name in ("0", "1"):
+            meeting.wait()  # passes only if two are packed at once
+        return pieces(name)
+
+    alone.ensure(rows, pieces)
+    many.ensure(rows, pack, lambda done, of: told.append((done, of)))
+    assert many.blocks() == alone.blocks()
+    assert many.path.read_bytes() == alone.path.read_bytes()
+    assert told == [(done, 12) for done in range(1, 13)]
+
+
+def test_a_block_that_fails_stops_the_fill_and_leaves_no_gap(tmp_path: Path) -> None:
+    cache = PackedCache(tmp_path, LAYOUT, threads=3)
+    cache.ensure({"0": 50}, pieces)
+
+    def pack(name: str) -> list[np.ndarray]:
+        return pieces(name)[:1] if name == "2" else pieces(name)
+
+    rows = {str(number): 50 for number in range(9)}
+    with pytest.raises(DamagedStoreError, match="Expected 50 rows of the block 2, came 20"):
+        cache.ensure(rows, pack)
+    assert list(cache.blocks()) == ["0"]
+    with pytest.raises(DamagedStoreError, match="came 50"):
+        cache.ensure({"0": 50, "1": 30}, pieces)
+    cache.ensure(rows, pieces)
+    cache.verify(cache.open(list(cache.blocks().values())), cache.blocks())
+    assert list(cache.blocks()) == list(rows)
+
+
+def test_a_stream_tells_of_each_block_once(store: Store) -> None:
+    told: list[tuple[int, int]] = []
+    stream(store, progress=lambda done, of: told.append((done, of)))
+    assert told == [(1, 1)]
+    stream(store, progress=lambda done, of: told.append((done, of)))
+    assert told == [(1, 1)]
+
+
+# -- evicted -----------------------------------------------------------------------------------
+
+
+def test_what_is_mapped_stays_and_the_rest_goes(store: Store, cache_dir: Path) -> None:
+    reading = stream(store)
+    stream(store, fields=["rewards"])
+    busy, free = sorted(caches(cache_dir), key=lambda cached: not cached.in_use)
+    assert (busy.in_use, free.in_use, free.store) == (True, False, store.id)
+    deleted, kept = evict(cache_dir)
+    assert [one.folder for one in deleted] == [free.folder]
+    assert [one.folder for one in kept] == [busy.folder]
+    next(reading)
+    del reading
+    gc.collect()
+    assert [one.folder for one in evict(cache_dir)[0]] == [busy.folder]
+    assert caches(cache_dir) == []
+    next(stream(store))
+    assert [one.folder for one in caches(cache_dir)] == [busy.folder]
+
+
+def test_another_process_that_maps_a_cache_keeps_it(store: Store, cache_dir: Path) -> None:
+    code = (
+        "import sys; from pipeline.stream.loader import Stream\n"
+        "held = Stream(sys.argv[1], framework='numpy'); print('open', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, store.url]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        assert evict(cache_dir)[0] == []
+        process.communicate("\n")
+    assert len(evict(cache_dir)[0]) == 1
+
+
+def test_age_and_size_say_what_goes(tmp_path: Path) -> None:
+    now = time.time()
+    for age, name in enumerate(("new", "older", "oldest")):
+        cache = PackedCache(tmp_path / "store" / name, LAYOUT)
+        cache.ensure({"1": 50}, pieces)
+        for file in cache.folder.iterdir():
+            os.utime(file, (now, now - age * 86_400))
+    size = 50 * LAYOUT.size
+    assert [one.folder.name for one in caches(tmp_path)] == ["new", "older", "oldest"]
+    assert evict(tmp_path, older_than=3 * 86_400, max_size=3 * size) == ([], [])
+    deleted, _ = evict(tmp_path, max_size=2 * size)
+    assert [one.folder.name for one in deleted] == ["oldest"]
+    deleted, _ = evict(tmp_path, older_than=3_600)
+    assert [one.folder.name for one in deleted] == ["older"]
+
+
+def test_an_eviction_between_index_and_mapping_is_noticed(tmp_path: Path) -> None:
+    evicted: list[Cached] = []
+
+    class Evicted(PackedCache):
+        def ensure(self, *args: Any) -> dict[str, CachedBlock]:
+            found = super().ensure(*args)
+            if not evicted:
+                evicted.extend(evict(tmp_path)[0])
+            return found
+
+    cache = Evicted(tmp_path / "store" / "one", LAYOUT)
+    known, records = cache.hold({"1": 50, "2": 50}, pieces)
+    assert len(evicted) == 1
+    cache.verify(records, known)
+    np.testing.assert_array_equal(records[50:], numbered("2"))
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    cache = PackedCache(tmp_path / "elsewhere" / "store" / "one", LAYOUT)
+    cache.ensure({"1": 50}, pieces)
+    (tmp_path / "root" / "store").mkdir(parents=True)
+    (tmp_path / "root" / "store" / "linked").symlink_to(cache.folder)
+    assert evict(tmp_path / "root") == ([], [])
+    assert cache.path.exists()
+
+
+def test_the_command_lists_and_clears(store: Store, cache_dir: Path) -> None:
+    stream(store)
+    listed = CliRunner().invoke(app, ["cache", "list", "--json"])
+    (one,) = json.loads(listed.stdout)["caches"]
+    assert (one["store"], one["in_use"]) == (store.id, False)
+    assert store.id[:8] in CliRunner().invoke(app, ["cache", "list"]).stdout
+    kept = CliRunner().invoke(app, ["cache", "clear", "--older-than", "30d", "--max-size", "1GB"])
+    assert "deleted 0 caches" in kept.stdout
+    cleared = CliRunner().invoke(app, ["cache", "clear", "--json"])
+    assert json.loads(cleared.stdout) == {"deleted": [one], "in_use": []}
+    assert caches(cache_dir) == []
