@@ -317,6 +317,7 @@ def _guesses(dataset: Dataset) -> tuple[str, ...]:
     left_out = [f.name for f in features.values() if not f.is_held]
     if left_out:
         said.append(_GUESSES["left_out"].format(names=", ".join(left_out)))
-    if len(splits_of(dataset.info)) < len(dataset.info.get("splits") or ()):
+    splits = dataset.info.get("splits")
+    if isinstance(splits, Mapping) and len(splits_of(dataset.info)) < len(splits):
         said.append(_GUESSES["no_span"])
     return tuple(said)

@@ -65,7 +65,14 @@ def task_of(columns: Mapping[str, Rows], tasks: Mapping[int, str], key: str) -> 
     """Returns the task, a text per step where it changes, or None where there is none."""
     if "task_index" not in columns or not len(columns["task_index"]):
         return None
-    kinds, rows = np.unique(np.asarray(columns["task_index"]), return_inverse=True)
+    numbers = np.asarray(columns["task_index"])
+    if numbers.dtype.kind not in "iu":
+        raise EpisodeError(
+            f"Expected task_index as whole numbers in {key}, came {numbers.dtype}.",
+            code="bad_dtype",
+            where=key,
+        )
+    kinds, rows = np.unique(numbers, return_inverse=True)
     unknown = [int(n) for n in kinds if int(n) not in tasks]
     if unknown and tasks:
         raise EpisodeError(

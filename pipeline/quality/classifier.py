@@ -19,6 +19,8 @@ PENALTY = 1.0
 """Squared coefficients count this much against the summed log loss."""
 PRODUCT_DIMS = 12
 """Rows of at most so many dims are given their squares and products as well."""
+MOST_ROUNDS = 100
+"""Of the optimiser: where the sides are nearly separable, later ones move logits, not ranks."""
 RATIO_LIMIT = 100.0
 """Density ratios are clipped to [1 / limit, limit]."""
 
@@ -111,7 +113,8 @@ def _fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return float(value) / len(y), slope / len(y)
 
     start = np.zeros(x.shape[1] + 1)
-    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B").x)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": MOST_ROUNDS})
+    return np.asarray(found.x)
 
 
 def _apply(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
