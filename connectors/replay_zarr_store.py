@@ -314,8 +314,8 @@ def _array_v3(files: ZarrFiles, path: str, stated: Mapping[str, Any]) -> ZarrArr
     if keys.get("name") not in ("default", "v2") or stated.get("storage_transformers"):
         raise SourceError(f"Expected plain chunk keys in {where}, came {keys!r}.", where=where)
     is_default = keys["name"] == "default"
-    separator = (keys.get("configuration") or {}).get("separator", "/" if is_default else ".")
-    chunks = _shape((grid.get("configuration") or {}).get("chunk_shape"), where)
+    separator = _settings(keys, where).get("separator", "/" if is_default else ".")
+    chunks = _shape(_settings(grid, where).get("chunk_shape"), where)
     dtype = dtype_of(stated.get("data_type"), where)
     return _checked(
         ZarrArray(
@@ -329,6 +329,18 @@ def _array_v3(files: ZarrFiles, path: str, stated: Mapping[str, Any]) -> ZarrArr
             codecs=codecs_v3(stated.get("codecs"), chunks, dtype, where),
         )
     )
+
+
+def _settings(named: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The `configuration` of a named part of the metadata, empty where there is none."""
+    settings = named.get("configuration")
+    if settings is not None and not isinstance(settings, dict):
+        raise SourceError(
+            f"Expected the configuration of {named['name']!r} in {where} as a mapping, came "
+            f"{type(settings).__name__}.",
+            where=where,
+        )
+    return settings or {}
 
 
 def _checked(array: ZarrArray) -> ZarrArray:
