@@ -24,7 +24,7 @@ from schemas.errors import SourceError
 
 FREE_BYTES = 64 * 2**20
 RATIO = 200
-_MAGIC, _END = b"ARROW1\0\0", b"ARROW1"
+MAGIC, _END = b"ARROW1\0\0", b"ARROW1"
 # Slots of the flatbuffer tables in Arrow's format/Message.fbs.
 _MESSAGE_HEADER, _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 2, 3
 
@@ -37,7 +37,7 @@ def read_ipc(path: Path) -> pa.Table:
     """
     try:
         data = pa.memory_map(str(path)).read_buffer()
-        if data.size < 16 or data[:8].to_pybytes() != _MAGIC or data[-6:].to_pybytes() != _END:
+        if data.size < 16 or data[:8].to_pybytes() != MAGIC or data[-6:].to_pybytes() != _END:
             raise SourceError(
                 f"Expected a whole Arrow file, {path} lacks its first or last mark.",
                 where=str(path),
@@ -89,7 +89,7 @@ def open_ipc(path: Path) -> IpcFile:
     """
     try:
         data = pa.memory_map(str(path)).read_buffer()
-        if data.size < 16 or data[:8].to_pybytes() != _MAGIC or data[-6:].to_pybytes() != _END:
+        if data.size < 16 or data[:8].to_pybytes() != MAGIC or data[-6:].to_pybytes() != _END:
             raise SourceError(
                 f"Expected a whole Arrow file, {path} lacks its first or last mark.",
                 where=str(path),

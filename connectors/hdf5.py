@@ -18,7 +18,7 @@ in this project touches an h5py object of somebody else's file: connectors see `
 
 What no check from outside can prevent is that the library itself, in C, loops on a damaged file
 (seen: 2 of 5,000 files with flipped bytes, in a text attribute). So a process that can be killed
-looks at files first (`connectors.hdf5_guard`).
+looks at files first (`connectors.guard`).
 """
 
 from __future__ import annotations

@@ -232,10 +232,10 @@ def identify(where: str, format: str | None = None) -> str:
         NotFoundError: if nothing is there and no format is given.
         SourceError: if it is of no known format, or makes its library hang.
     """
-    from connectors import hdf5_guard, places
+    from connectors import guard, places
 
     if format is None or not _is_live(format):
-        places.on_copy(where, hdf5_guard.check)
+        places.on_copy(where, guard.check)
     return format or detect(where)
 
 

@@ -1,9 +1,9 @@
-"""Looks at an HDF5 file first in a process that can be killed.
+"""Looks at an HDF5 or Arrow file first in a process that can be killed.
 
-The HDF5 library can loop or crash, in C, on a damaged file; Python cannot interrupt it. So before a
-file is discovered here, by `ingest` and `validate`, a child process opens it and walks through its
-groups, attributes and datasets, saying at each that it is alive. One that stays silent, or dies, is
-a file that cannot be trusted.
+The HDF5 library can loop or crash, in C, on a damaged file, and Arrow's can abort; Python cannot
+interrupt it. So before a file is discovered here, by `ingest` and `validate`, a child process opens
+it and walks through its groups, attributes and datasets, or its batches, saying at each that it is
+alive. One that stays silent, or dies, is a file that cannot be trusted.
 
 What it costs, measured: about 0.3 s once per process for the child, which then serves all files,
 and some 0.1 ms per object of a file. That is little enough to do it for every file. Reading rows is
@@ -26,9 +26,10 @@ from pathlib import Path
 
 import h5py
 
+from connectors.arrow_files import MAGIC, open_ipc
 from connectors.hdf5 import Limits, is_hdf5
 from connectors.minari_layout import MAIN_FILE, data_folder
-from schemas.errors import SourceError
+from schemas.errors import PenstockError, SourceError
 
 SILENCE = 20.0
 """Seconds of wall time between two signs of life; a healthy object takes milliseconds."""
@@ -36,28 +37,36 @@ _STARTUP = 60.0
 _OBJECTS = 100_000
 """Objects that are walked through at most; a cycle of links has no end."""
 _DEPTH = 16
-_WRONG = (OSError, RuntimeError, KeyError, ValueError, TypeError, NotImplementedError)
-"""What h5py raises on damaged files; its reader will say so."""
+_WRONG = (
+    *(OSError, RuntimeError, KeyError, ValueError, TypeError, NotImplementedError),
+    PenstockError,
+)
+"""What is raised on damaged files; their reader will say so."""
 _ALIVE, _DONE, _TOO_MUCH = b".", b"\n", b"!\n"
 _MEMORY = 1 << 30
 """Bytes that the child may map beyond what it starts with: a text attribute of a few bytes can
 claim 4 GB, and HDF5 allocates them before it looks."""
-_COMMAND = "from connectors.hdf5_guard import serve; serve()"
+_COMMAND = "from connectors.guard import serve; serve()"
 
 
 def check(where: str, silence: float = SILENCE) -> None:
-    """Returns if HDF5 gets through the file, or the one of a Minari dataset, at a path.
+    """Returns if its library gets through the file, or the one of a Minari dataset, at a path.
 
     Anything else is not looked at, and what is merely wrong in a file is left to its reader.
 
     Raises:
-        SourceError: if HDF5 hangs or crashes on it.
+        SourceError: if the library hangs or crashes on it.
     """
     path = Path(where)
     folder = data_folder(where)
     path = folder / MAIN_FILE if folder else path
-    if path.is_file() and is_hdf5(path):
+    if path.is_file() and (is_hdf5(path) or _is_arrow(path)):
         _WATCH.check(path, silence)
+
+
+def _is_arrow(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 class _Watch:
@@ -81,16 +90,16 @@ class _Watch:
                 if not select.select([child.stdout], [], [], silence)[0]:
                     self.stop()
                     raise SourceError(
-                        f"Expected a whole HDF5 file, {path} makes the HDF5 library hang (nothing "
-                        f"for {silence:g} s): it is damaged; get a fresh copy.",
+                        f"Expected a whole file, {path} makes its library hang (nothing for "
+                        f"{silence:g} s): it is damaged; get a fresh copy.",
                         where=str(path),
                     )
                 said = os.read(child.stdout.fileno(), 65536)
                 if not said:
                     self.stop()
                     raise SourceError(
-                        f"Expected a whole HDF5 file, {path} makes the HDF5 library crash: it is "
-                        f"damaged; get a fresh copy.",
+                        f"Expected a whole file, {path} makes its library crash: it is damaged; "
+                        f"get a fresh copy.",
                         where=str(path),
                     )
                 if said.endswith(_TOO_MUCH):
@@ -130,7 +139,7 @@ class _Watch:
             ready = select.select([child.stdout], [], [], _STARTUP)[0]
             if not ready or os.read(child.stdout.fileno(), 1) != _DONE:
                 self.stop()
-                raise SourceError("Expected a process that looks at HDF5 files, it did not start.")
+                raise SourceError("Expected a process that looks at files, it did not start.")
         return child
 
 
@@ -173,7 +182,7 @@ def _noticing() -> Iterator[None]:
 
 
 def walk(where: str, alive: Callable[[], object]) -> int:
-    """Opens everything in a file, and reads its attributes; returns how many objects it saw.
+    """Opens everything in a file, reading attributes or batches; returns how many it saw.
 
     In the plain words of the library, which is faster than our readers: what this process believes
     does not matter, only whether it comes back.
@@ -204,6 +213,13 @@ def walk(where: str, alive: Callable[[], object]) -> int:
                     _ = (found.shape, found.dtype, found.get_create_plist(), found.rank)
 
     alive()
-    with h5py.File(where, "r") as file:
-        visit(file["/"].id, 0)
+    if _is_arrow(Path(where)):
+        file = open_ipc(Path(where))
+        for index in range(len(file.messages)):
+            alive()
+            file.read(index)
+            count += 1
+        return count
+    with h5py.File(where, "r") as hdf5:
+        visit(hdf5["/"].id, 0)
     return count
