@@ -208,7 +208,8 @@ def _open_steps(
     is_end = _ends(flags, rows, storage)
     for name in _TRAJECTORIES:
         if name in maps:
-            numbers = _rolled(maps[name], 0, rows, cursor, rows).reshape(rows, -1)
+            numbers = _rolled(maps[name], 0, rows, cursor, rows)
+            numbers = numbers.reshape(rows, int(np.prod(numbers.shape[1:], dtype=np.int64)))
             is_end[:-1] |= (numbers[1:] != numbers[:-1]).any(axis=1)
     return _buffer(storage, rows, cursor, is_end, flags, observed, is_flat=False)
 
