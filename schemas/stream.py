@@ -13,7 +13,7 @@ from schemas.document import Document
 from schemas.errors import ConfigError, suggest
 from schemas.sizes import parse_bytes
 
-Residency = Literal["auto", "mmap", "ram"]
+Residency = Literal["auto", "mmap", "ram", "windowed"]
 Framework = Literal["torch", "numpy"]
 Precision = Literal["float16", "float32", "float64", "keep"]
 Pad = Literal["repeat", "zero", "none"]
@@ -48,8 +48,9 @@ class StreamConfig(Document):
     device: str = "cpu"
     """Where tensors end up."""
     residency: Residency = "auto"
-    """Where rows are read from: the memory-mapped cache, or a copy of it in memory; `auto` copies
-    what fits the budget, where that gains something."""
+    """Where rows are read from: the memory-mapped cache, a copy of it in memory, or, for the
+    sampler `shuffle`, a buffer that is filled from the store; `auto` copies what fits the budget,
+    where that gains something, and maps the rest."""
     memory: int | None = Field(default=None, ge=1)
     """Budget of memory in bytes, or as a text such as `4GB`; None takes a share of what is free."""
     framework: Framework = "torch"
@@ -166,6 +167,27 @@ class StreamConfig(Document):
             raise ValueError("stacked frames within windows are padded by pad='repeat' or 'none'")
         if self.n_step > 1 and self.has_steps:
             raise ValueError("n_step is of single transitions; a window holds its steps one by one")
+        return self
+
+    @model_validator(mode="after")
+    def _windowed_is_enough(self) -> StreamConfig:
+        if self.residency != "windowed":
+            return self
+        if self.sampler != "shuffle":
+            raise ValueError(
+                f"residency 'windowed' holds a few chunks at a time, and the sampler "
+                f"{self.sampler!r} draws from all; use sampler='shuffle', or residency='mmap'"
+            )
+        for name, is_asked in (
+            ("n_step", self.n_step > 1),
+            ("returns", self.returns is not None),
+            ("goals of kind 'random'", "random" in self.goal_shares),
+        ):
+            if is_asked:
+                raise ValueError(
+                    f"{name} need the rows of all chunks, and residency 'windowed' holds a few at "
+                    f"a time; use residency='mmap'"
+                )
         return self
 
     @model_validator(mode="after")

@@ -31,6 +31,9 @@ SPAN = 2  # records gathered per transition: the anchor and the next
 def draw(opened: OpenVersion, asked: Draw) -> Drawn:
     """Returns what a version's sampler draws, with random words for the goals if it has some."""
     drawn = sampler_named(opened.config.sampler).draw(asked, opened.index, opened.table)
+    if opened.windowed is not None:
+        place = int(asked.before[-1]) + asked.batch_size
+        opened.windowed.expect(opened.table.coming(place, asked.seed, asked.domain))
     if opened.goals is None:
         return drawn
     words = asked.words(plan.GOAL_KIND), asked.words(plan.GOAL_PLACE)
@@ -68,7 +71,7 @@ def columns(opened: OpenVersion, drawn: Drawn) -> dict[str, np.ndarray]:
         found["returns_to_go"] = to_go
     if opened.goals is not None and drawn.goal_words is not None:
         rows, places = opened.goals.draw(index, numbers, positions, drawn.goal_words)
-        records = np.take(opened.records, rows[..., None], axis=0, mode="clip")
+        records = opened.take(rows[..., None])
         found["goals"] = opened.layout.view(records, opened.goals.field)
         if config.goal_rewards:
             found |= _goal_rewards(config, found, steps, places)
@@ -90,8 +93,7 @@ def _transitions(
     pairs[..., 0] = anchors
     ahead = 1 if n_step is None else np.take(n_step.ahead, positions)
     np.add(anchors, ahead, out=pairs[..., 1], casting="unsafe")
-    # Rows are in range by construction; checking them again would cost a pass.
-    records = np.take(opened.records, pairs, axis=0, mode="clip")
+    records = opened.take(pairs)
 
     real = np.float64 if config.dtype == "float64" else np.float32
     found = {name: layout.view(records, name) for name in layout.names("observations")}
@@ -131,7 +133,7 @@ def _n_steps(
         begin = opened.index.spans.begin[opened.index.owner[numbers]]
         rows = np.maximum(last[..., None] + frames, begin[..., None])
         rows += (anchors.astype(np.int64) - positions)[..., None]
-        records = np.take(opened.records, rows, axis=0, mode="clip")
+        records = opened.take(rows)
         for name in layout.names("observations"):
             seen = layout.slots(records, name)
             is_stacked = config.frame_stack > 1

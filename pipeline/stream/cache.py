@@ -44,6 +44,9 @@ class _EvictedError(Exception):
 Progress = Callable[[int, int], None]
 """Called with the number of blocks packed and the number to pack."""
 
+Pack = Callable[[str], Iterable[np.ndarray]]
+"""Makes the records of a block in pieces, (n, words) int32 each; called from several threads."""
+
 
 @dataclass(frozen=True)
 class CachedBlock:
@@ -82,7 +85,7 @@ class PackedCache:
     def hold(
         self,
         rows: Mapping[str, int],
-        pack: Callable[[str], Iterable[np.ndarray]],
+        pack: Pack,
         progress: Progress | None = None,
     ) -> tuple[dict[str, CachedBlock], np.ndarray]:
         """Packs what is missing and maps it: `ensure` and `open`, with no eviction in between.
@@ -99,7 +102,7 @@ class PackedCache:
     def ensure(
         self,
         rows: Mapping[str, int],
-        pack: Callable[[str], Iterable[np.ndarray]],
+        pack: Pack,
         progress: Progress | None = None,
     ) -> dict[str, CachedBlock]:
         """Returns where some blocks lie, after packing those that are not there yet.
@@ -178,7 +181,7 @@ class PackedCache:
     def _fill(
         self,
         rows: Mapping[str, int],
-        pack: Callable[[str], Iterable[np.ndarray]],
+        pack: Pack,
         progress: Progress | None,
     ) -> dict[str, CachedBlock]:
         known = self.blocks()  # again: another process may have filled while we waited
@@ -207,9 +210,7 @@ class PackedCache:
             pool.shutdown(cancel_futures=True)
         return known
 
-    def _write_block(
-        self, pack: Callable[[str], Iterable[np.ndarray]], name: str, start: int, rows: int
-    ) -> CachedBlock:
+    def _write_block(self, pack: Pack, name: str, start: int, rows: int) -> CachedBlock:
         """Packs one block to its place."""
         at, crc = 0, 0
         for records in pack(name):

@@ -61,7 +61,8 @@ class Stream:
         rank: number of this share.
         world_size: how many shares there are.
         device: where tensors end up.
-        residency: `auto`, `mmap` or `ram`; `auto` copies what fits `memory=`, a budget.
+        residency: `auto`, `mmap`, `ram` or, for `shuffle`, `windowed`; `auto` copies what fits
+            `memory=`, a budget.
         framework: `torch` or `numpy`.
         fields: full names of the fields to stream; None takes all but extras.
         spec: which spec, where the version holds several.

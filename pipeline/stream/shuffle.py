@@ -33,9 +33,17 @@ class Shuffle:
             as they are numbered.
         sizes: (C,) int64, transitions of each chunk.
         window: chunks whose rows are shuffled together.
+        blocks: (C,) int64, the number of the block that holds each chunk.
     """
 
-    def __init__(self, order: np.ndarray | None, sizes: np.ndarray, window: int) -> None:
+    def __init__(
+        self,
+        order: np.ndarray | None,
+        sizes: np.ndarray,
+        window: int,
+        blocks: np.ndarray | None = None,
+    ) -> None:
+        self._blocks = np.arange(len(sizes)) if blocks is None else blocks
         self._order, self.sizes, self.window = order, sizes, window
         self._starts = np.cumsum(sizes) - sizes
         self._epochs: dict[tuple[int, int, int], _Epoch] = {}
@@ -53,7 +61,7 @@ class Shuffle:
             count = spans.count[episodes]
             within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
             order = np.repeat(spans.number[episodes], count) + within
-        return cls(order, sizes[sizes > 0], window)
+        return cls(order, sizes[sizes > 0], window, blocks[sizes > 0])
 
     def rows(self, places: np.ndarray, seed: int, domain: int) -> np.ndarray:
         """Returns the transitions at some places of the endless order, of the shape of `places`.
@@ -82,17 +90,39 @@ class Shuffle:
             done = stop
         return found.reshape(places.shape)
 
+    def coming(self, place: int, seed: int, domain: int) -> np.ndarray:
+        """Returns the blocks of the chunks at a place, and of those that follow, int64.
+
+        Args:
+            place: in the endless order.
+            seed: as for `rows`.
+            domain: as for `rows`.
+        """
+        epoch, at = divmod(place, int(self.sizes.sum()))
+        plan_of = self._epoch(epoch, seed, domain)
+        group = int(np.searchsorted(plan_of.ends, at, side="right"))
+        chunks = [plan_of.chunks[group]]
+        if group + 1 < len(plan_of.chunks):
+            chunks.append(plan_of.chunks[group + 1])
+        else:
+            chunks.append(self._make_epoch(epoch + 1, seed, domain).chunks[0])
+        found: np.ndarray = self._blocks[list(dict.fromkeys(np.concatenate(chunks).tolist()))]
+        return found
+
     def _epoch(self, epoch: int, seed: int, domain: int) -> _Epoch:
         key = (epoch, seed, domain)
         if key not in self._epochs:
-            count = len(self.sizes)
-            width = -(-count // plan.WORDS_PER_BLOCK) * plan.WORDS_PER_BLOCK
-            words = plan.words(seed, domain + plan.CHUNKS, epoch * width, count)
-            order = np.argsort(words, kind="stable")
-            groups = [order[at : at + self.window] for at in range(0, count, self.window)]
-            ends = np.cumsum([int(self.sizes[group].sum()) for group in groups])
-            self._epochs = {key: _Epoch(tuple(groups), ends)}
+            self._epochs = {key: self._make_epoch(epoch, seed, domain)}
         return self._epochs[key]
+
+    def _make_epoch(self, epoch: int, seed: int, domain: int) -> _Epoch:
+        count = len(self.sizes)
+        width = -(-count // plan.WORDS_PER_BLOCK) * plan.WORDS_PER_BLOCK
+        words = plan.words(seed, domain + plan.CHUNKS, epoch * width, count)
+        order = np.argsort(words, kind="stable")
+        groups = [order[at : at + self.window] for at in range(0, count, self.window)]
+        ends = np.cumsum([int(self.sizes[group].sum()) for group in groups])
+        return _Epoch(tuple(groups), ends)
 
     def _group(self, epoch: int, group: int, seed: int, domain: int) -> np.ndarray:
         """The transitions of one group of chunks, shuffled."""

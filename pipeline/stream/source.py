@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +12,16 @@ import numpy as np
 from pipeline.store.reader import EpisodeIndex, Version
 from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
-from pipeline.stream.cache import CachedBlock, PackedCache, Progress, cache_root
+from pipeline.stream.cache import CachedBlock, Pack, PackedCache, Progress, cache_root
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
-from pipeline.stream.record import RecordLayout, pack_pieces, plan_record
-from pipeline.stream.residency import choose, pack_threads
+from pipeline.stream.record import WORD, RecordLayout, pack_pieces, plan_record
+from pipeline.stream.residency import budget, choose, pack_threads
 from pipeline.stream.returns import Sums, make_sums
 from pipeline.stream.samplers import sampler_named
+from pipeline.stream.windowed import WindowedRecords
 from schemas.errors import UnknownNameError, UsageError, suggest
+from schemas.sizes import said_bytes
 from schemas.spec import FieldSpec
 from schemas.stream import StreamConfig
 from schemas.version import Block
@@ -35,7 +38,7 @@ class OpenVersion:
     spec: str
     """Name of the spec; of several whose common fields are streamed, the names joined by `+`."""
     layout: RecordLayout
-    records: np.ndarray  # (rows, words) int32, the cache or a copy of it
+    records: np.ndarray  # (rows, words) int32, the cache or a copy of it; empty if `windowed`
     index: TransitionIndex
     lacks: frozenset[str]
     """Of `actions` and `rewards`, those that some of its episodes do not have."""
@@ -49,6 +52,17 @@ class OpenVersion:
     """Fields that were added to the version's steps, which lie over the records."""
     not_streamed: tuple[str, ...] = ()
     """Fields of the spec that records do not hold: texts and ragged rows."""
+
+    windowed: WindowedRecords | None = None
+    """What holds the records, if that is a few blocks at a time."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Returns records by their rows of any shape, (*rows.shape, words) int32."""
+        if self.windowed is not None:
+            return self.windowed.take(rows)
+        # Rows are in range by construction; checking them again would cost a pass.
+        found: np.ndarray = np.take(self.records, rows, axis=0, mode="clip")
+        return found
 
     def is_like(self, other: OpenVersion) -> bool:
         """True if batches of both have the same keys and dtypes."""
@@ -87,35 +101,83 @@ def open_rows(
     blocks = {b.id: b for part in version.state.parts for b in part.blocks if b.id in set(names)}
     layout = plan_record(_fields(version, specs, blocks, config, arrays), config.dtype)
     spec = "+".join(specs)
-    folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
-    cache = PackedCache(folder, layout, verified, pack_threads(config))
+    pack = functools.partial(_pack, version, blocks, layout)
     rows_of = {name: blocks[name].rows for name in names}
-    cached, records = cache.hold(
-        rows_of, lambda name: _pack(version, blocks[name], layout), progress
-    )
-    if config.verify:
-        cache.verify(records, cached)
-    transitions = _transitions(version, config, index, cached, kept)
+    if config.residency == "windowed":
+        memory, _ = budget(config)
+        window = WindowedRecords(layout, rows_of, used, pack, config.shuffle_window, memory)
+        held = _in_window(version, blocks, layout, window)
+    else:
+        folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
+        cache = PackedCache(folder, layout, verified, pack_threads(config))
+        held = _in_cache(cache, config, rows_of, pack, progress)
+    transitions = _transitions(version, config, index, held.blocks, kept)
     dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}
     added = added_fields(arrays, index, kept, dtypes)
-    choice = choose(config, records.nbytes)
     rows = int((index.length + 1).sum())
     return OpenVersion(
         version=version,
         config=config,
         table=sampler_named(config.sampler).prepare(version, transitions, config),
-        sums=make_sums(config, transitions.spans, records, layout, added, rows),
+        sums=make_sums(config, transitions.spans, held.records, layout, added, rows),
         goals=_goals(config, layout, int(index.length.max(initial=1))),
         spec=spec,
         layout=layout,
-        records=np.array(records) if choice.in_memory else records,
+        records=held.records,
+        windowed=held.windowed,
         index=transitions,
-        lacks=_lacking(_lacks(records, layout, cached), layout, added),
+        lacks=_lacking(held.lacks, layout, added),
         added=added,
-        place=f"{'a copy in memory of ' * choice.in_memory}the memory-mapped cache {cache.path} "
-        f"({choice.why})",
+        place=held.place,
         not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
     )
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Where the records of a version are."""
+
+    blocks: Mapping[str, CachedBlock]
+    records: np.ndarray
+    windowed: WindowedRecords | None
+    place: str
+    lacks: frozenset[str]
+
+
+def _in_cache(
+    cache: PackedCache,
+    config: StreamConfig,
+    rows: Mapping[str, int],
+    pack: Pack,
+    progress: Progress | None,
+) -> _Held:
+    cached, records = cache.hold(rows, pack, progress)
+    if config.verify:
+        cache.verify(records, cached)
+    choice = choose(config, records.nbytes)
+    place = "a copy in memory of " * choice.in_memory
+    place += f"the memory-mapped cache {cache.path} ({choice.why})"
+    lacks = _lacks(records, cache.layout, cached)
+    return _Held(cached, np.array(records) if choice.in_memory else records, None, place, lacks)
+
+
+def _in_window(
+    version: Version, blocks: Mapping[str, Block], layout: RecordLayout, window: WindowedRecords
+) -> _Held:
+    place = (
+        f"the store, into a buffer of {window.slots} chunks ({said_bytes(window.nbytes)}) that is "
+        f"filled in the background, without a cache file"
+    )
+    known = [version.store.block_layout(block).fields for block in blocks.values() if block.rows]
+    # As `pack` tells it: which of the fields that are streamed each block has.
+    lacks = frozenset(
+        root
+        for root in ("actions", "rewards")
+        if layout.names(root)
+        and not all(any(name in held for name in layout.names(root)) for held in known)
+    )
+    none = np.zeros((0, layout.words), WORD)
+    return _Held(window.blocks, none, window, place, lacks)
 
 
 def _transitions(
@@ -262,8 +324,11 @@ def _extras(layouts: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
     }
 
 
-def _pack(version: Version, block: Block, layout: RecordLayout) -> Iterator[np.ndarray]:
+def _pack(
+    version: Version, blocks: Mapping[str, Block], layout: RecordLayout, name: str
+) -> Iterator[np.ndarray]:
     """The records of one block of the store."""
+    block = blocks[name]
     held = version.store.block_layout(block).fields
     names = [field.name for field in layout.fields if field.name in held]
     return pack_pieces(layout, version.store.read_block(block, sorted({*names, *_ROW_FLAGS})))

@@ -131,7 +131,7 @@ def gather_slots(
     rows[crossing] += np.clip(slots, low, high) - slots
     of, slot = np.nonzero(((slots < low) | (slots >= high))[:, :-1])
     outside = (*(axis[of] for axis in crossing), slot)
-    records = np.take(opened.records, rows, axis=0, mode="clip")
+    records = opened.take(rows)
     return Slots(records, start, (first, stop), outside, config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -22,10 +24,13 @@ from pipeline.stream import residency
 from pipeline.stream.cache import CachedBlock, PackedCache
 from pipeline.stream.eviction import Cached, caches, evict
 from pipeline.stream.loader import Stream
+from pipeline.stream.mixture import Mixture
 from pipeline.stream.residency import available, choose
-from schemas.errors import ConfigError, DamagedStoreError
+from pipeline.stream.windowed import FETCHES, PER_FETCH, WindowedRecords
+from schemas.errors import ConfigError, DamagedStoreError, UsageError
 from schemas.sizes import parse_bytes, said_bytes
 from schemas.stream import stream_config
+from tests.stream.conftest import made_episodes
 from tests.stream.filling import LAYOUT, numbered, pieces
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,3 +248,149 @@ def test_the_command_lists_and_clears(store: Store, cache_dir: Path) -> None:
     cleared = CliRunner().invoke(app, ["cache", "clear", "--json"])
     assert json.loads(cleared.stdout) == {"deleted": [one], "in_use": []}
     assert caches(cache_dir) == []
+
+
+# -- windowed ----------------------------------------------------------------------------------
+
+WINDOWED: dict[str, dict[str, Any]] = {
+    "transitions": {},
+    "one chunk at a time": {"shuffle_window": 1},
+    "all at once": {"shuffle_window": 99},
+    "windows": {"window": 4, "history": 2, "frame_stack": 2},
+    "goals": {"goals": {"final": 0.5, "geometric": 0.5}},
+    "some fields": {"fields": ["observations", "rewards"]},
+}
+
+
+@pytest.fixture
+def many(store: Store) -> Store:
+    """A store whose version has 9 blocks and keeps a part of some episodes."""
+    for start in range(30, 110, 10):
+        store.append(made_episodes(range(start, start + 10), seed=start))
+    kept = {"episode_id": ["e3", "e50", "e77"], "keep_start": [1, 2, 0], "keep_stop": [5, 9, 1]}
+    store.version().annotate(pa.table(kept))
+    return store
+
+
+def sha_of(streams: list[Stream], steps: int) -> str:
+    """Digest of the rows of global batches, in their order."""
+    found = hashlib.sha256()
+    for _ in range(steps):
+        batches = [next(one) for one in streams]
+        for name in sorted(batches[0]):
+            found.update(np.concatenate([batch[name] for batch in batches]).tobytes())
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_window_yields_the_same_rows_in_the_same_order(
+    many: Store, tmp_path: Path, name: str
+) -> None:
+    form = {"sampler": "shuffle", "shuffle_window": 2, "batch_size": 24, **WINDOWED[name]}
+    steps = 3 * stream(many, **form).transitions // 24  # three epochs
+    whole = sha_of([stream(many, **form)], steps)
+    form |= {"residency": "windowed", "cache_dir": tmp_path / "unused"}
+    assert sha_of([stream(many, **form)], steps) == whole
+    split = [stream(many, **form, rank=rank, world_size=3) for rank in range(3)]
+    assert sha_of(split, steps) == whole
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_window_resumes_where_it_was(many: Store) -> None:
+    form = {"sampler": "shuffle", "shuffle_window": 2, "batch_size": 24}
+    first = stream(many, **form, residency="windowed")
+    for _ in range(37):
+        next(first)
+    resumed = stream(many, **form)
+    resumed.load_state_dict(first.state_dict())
+    expected = sha_of([resumed], 30)
+    again = stream(many, **form, residency="windowed")
+    again.load_state_dict(first.state_dict())
+    assert sha_of([again], 30) == sha_of([first], 30) == expected
+
+
+def test_a_window_serves_mixtures_and_what_some_episodes_lack(many: Store) -> None:
+    bare = [e.replace(rewards=None) for e in made_episodes(range(200, 210))]
+    many.append(bare)
+    form = {"sampler": "shuffle", "shuffle_window": 2, "batch_size": 24}
+
+    def mixed(**more: Any) -> Mixture:
+        streams = [(stream(many, **form, **more), 1.0), (stream(many, **form, **more), 2.0)]
+        return Mixture(streams, batch_size=24, seed=1)
+
+    mapped, windowed = mixed(), mixed(residency="windowed")
+    for _ in range(60):
+        mine, theirs = next(windowed), next(mapped)
+        assert mine.keys() == theirs.keys() >= {"rewards_mask"}
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], theirs[key], strict=True)
+
+
+def test_a_window_holds_no_more_than_its_budget() -> None:
+    rows = {str(number): 50 for number in range(40)}
+    slot = 50 * LAYOUT.size
+    budget = (FETCHES * PER_FETCH + 3) * slot
+    held = WindowedRecords(LAYOUT, rows, np.arange(40), pieces, 2, budget)
+    assert (held.slots, held.nbytes) == (3, 3 * slot)
+    random = np.random.default_rng(0)
+    whole = np.concatenate([numbered(name) for name in rows])
+    for _ in range(30):  # of more blocks at once than there is room for, and in no order
+        asked = random.integers(0, len(whole), (4, 9))
+        np.testing.assert_array_equal(held.take(asked), whole[asked])
+        held.expect(random.permutation(40)[:5])
+    with pytest.raises(UsageError, match="shuffle_window= to 3 or less"):
+        WindowedRecords(LAYOUT, rows, np.arange(40), pieces, 4, budget)
+    with pytest.raises(UsageError, match="set memory= larger"):
+        WindowedRecords(LAYOUT, rows, np.arange(40), pieces, 4, 10)
+
+
+def test_what_comes_next_is_fetched_before_it_is_asked_for() -> None:
+    rows = {str(number): 50 for number in range(6)}
+    fetched = {name: threading.Event() for name in rows}
+
+    def pack(name: str) -> list[np.ndarray]:
+        fetched[name].set()
+        return pieces(name)
+
+    held = WindowedRecords(LAYOUT, rows, np.arange(6) * 2, pack, 2, 10**9)
+    held.expect(np.array([2, 6]))
+    assert fetched["1"].wait(30)
+    assert fetched["3"].wait(30)
+    held.take(np.array([50, 160]))
+    assert not any(fetched[name].is_set() for name in "0245")
+
+
+def test_a_fetch_that_fails_is_told_and_tried_again() -> None:
+    failures = [OSError("the network is gone")]
+
+    def pack(name: str) -> list[np.ndarray]:
+        if name == "1" and failures:
+            raise failures.pop()
+        return pieces(name)
+
+    held = WindowedRecords(LAYOUT, {"0": 50, "1": 50}, np.arange(2), pack, 2, 10**9)
+    with pytest.raises(OSError, match="network"):
+        held.take(np.array([3, 77]))
+    np.testing.assert_array_equal(held.take(np.array([77])), numbered("1")[27:28])
+
+
+def test_a_window_is_refused_where_it_is_not_enough(store: Store) -> None:
+    with pytest.raises(ConfigError, match="sampler='shuffle'"):
+        stream(store, residency="windowed")
+    for more in ({"n_step": 2}, {"returns": "to_go"}, {"goals": "random"}):
+        with pytest.raises(ConfigError, match="rows of all chunks"):
+            stream(store, residency="windowed", sampler="shuffle", **more)
+    said = stream(store, residency="windowed", sampler="shuffle").describe()
+    assert "a buffer of 1 chunks" in said
+
+
+def test_a_forked_process_has_threads_of_its_own(many: Store) -> None:
+    code = (
+        "import os, sys; from pipeline.stream.loader import Stream\n"
+        "made = Stream(sys.argv[1], framework='numpy', sampler='shuffle', shuffle_window=1,\n"
+        "              residency='windowed'); next(made); child = os.fork()\n"
+        "for _ in range(40): next(made)\n"
+        "sys.exit(os.waitpid(child, 0)[1] if child else 0)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, many.url]
+    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 0
