@@ -14,6 +14,7 @@ from learners.base import Batch
 from learners.normaliser import Normaliser, fit_normaliser
 from pipeline.store.reader import Version
 from pipeline.store.store import open_store, parse_ref
+from pipeline.stream.cache import Progress as Packing
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
 from schemas.errors import SpecMismatchError, UsageError
@@ -85,12 +86,20 @@ def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
     return tuple(pinned)
 
 
-def open_stream(pinned: Sequence[Pinned], sampling: Sampling) -> Stream | Mixture:
-    """Opens one stream over pinned versions: a plain one, or a mixture by their weights."""
+def open_stream(
+    pinned: Sequence[Pinned], sampling: Sampling, packing: Packing | None = None
+) -> Stream | Mixture:
+    """Opens one stream over pinned versions: a plain one, or a mixture by their weights.
+
+    Args:
+        pinned: which versions.
+        sampling: size, order and form of the batches.
+        packing: told, while the packed cache is filled, of the blocks done and to do.
+    """
     if len(pinned) == 1:
-        return _stream(pinned[0].open(), sampling)
+        return _stream(pinned[0].open(), sampling, packing)
     return Mixture(
-        [(_stream(one.open(), sampling), one.weight) for one in pinned],
+        [(_stream(one.open(), sampling, packing), one.weight) for one in pinned],
         batch_size=sampling.batch_size,
         seed=sampling.seed,
     )
@@ -166,7 +175,7 @@ def float_fields(spec: DatasetSpec) -> tuple[str, ...]:
     return found
 
 
-def _stream(version: Version, sampling: Sampling) -> Stream:
+def _stream(version: Version, sampling: Sampling, packing: Packing | None = None) -> Stream:
     return Stream(
         version,
         sampler=sampling.sampler,
@@ -176,6 +185,7 @@ def _stream(version: Version, sampling: Sampling) -> Stream:
         framework="torch",
         discount=sampling.discount,
         episode_ids=sampling.episode_ids,
+        progress=packing,
     )
 
 

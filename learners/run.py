@@ -23,9 +23,9 @@ class Progress:
     """Where a run is."""
 
     stage: str
-    """`train` or `finetune`."""
+    """`pack`, while what the run reads is cached; then `train` or `finetune`."""
     done: int
-    """Updates taken, or environment steps made."""
+    """Blocks packed, updates taken, or environment steps made."""
     total: int
     values: Mapping[str, float] = field(default_factory=dict)
     """The latest losses."""

@@ -7,7 +7,7 @@ A run that was stopped goes on from there bit for bit (on the CPU), on the same 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,11 @@ def train(config: TrainConfig, report: Report = silent) -> RunResult:
         NotFoundError: if a store or version is not there.
     """
     with threads(config.threads):
-        run = _resume(config) if config.resume and _has_run(config) else _begin(config)
+        run = (
+            _resume(config, report)
+            if config.resume and _has_run(config)
+            else _begin(config, report)
+        )
         first, timer, evaluation = run.step, Timer(), None
         folder = Path(config.out)
         write_config(folder, _document(run, config))
@@ -153,7 +157,7 @@ def _has_run(config: TrainConfig) -> bool:
     return last_checkpoint(Path(config.out)) is not None
 
 
-def _begin(config: TrainConfig) -> _Run:
+def _begin(config: TrainConfig, report: Report) -> _Run:
     if _has_run(config):
         raise NameTakenError(
             "Expected a folder without a run, came one that holds a run; "
@@ -166,20 +170,25 @@ def _begin(config: TrainConfig) -> _Run:
     pinned = pin(config.data)
     normaliser = fit(pinned, standardise)
     learner = make_learner(config.algo, settings, normaliser, config.seed, config.device)
-    run, stream = uuid.uuid4().hex, open_stream(pinned, _sampling(config))
+    stream = open_stream(pinned, _sampling(config), _packing(report))
+    run = uuid.uuid4().hex
     refer(run_name(config.algo, run), stream)
     return _Run(run, learner, stream, pinned, 0)
 
 
-def _resume(config: TrainConfig) -> _Run:
+def _resume(config: TrainConfig, report: Report) -> _Run:
     checkpoint = load_checkpoint(Path(config.out))
     document = checkpoint.document
     check_same(document["config"], config.model_dump(mode="json"), FIXED)
     pinned = tuple(Pinned(**one) for one in document["data"])
-    stream = open_stream(pinned, _sampling(config))
+    stream = open_stream(pinned, _sampling(config), _packing(report))
     stream.load_state_dict(document["stream"])
     learner = restore(checkpoint, config.device)
     return _Run(document["run"], learner, stream, pinned, checkpoint.step)
+
+
+def _packing(report: Report) -> Callable[[int, int], None]:
+    return lambda done, of: report(Progress("pack", done, of))
 
 
 def _with_decay(config: TrainConfig) -> dict[str, Any]:

@@ -164,13 +164,16 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def _watched(title: str, quiet: bool, run: Any, config: Any) -> RunResult:
     """Runs with a bar on a terminal."""
-    from pipeline.cli.progress import count_bar
+    from pipeline.cli.progress import stages_bar
 
     total = getattr(config, "env_steps", None) or config.steps
-    with count_bar(title, total, quiet=quiet) as advance:
+    with stages_bar(title, total, quiet=quiet) as advance:
 
         def report(progress: Progress) -> None:
-            advance(progress.done)
+            if progress.stage == "pack":
+                advance("packing the cache", progress.done, progress.total)
+            else:
+                advance(title, progress.done, progress.total)
 
         result: RunResult = run(config, report)
     return result

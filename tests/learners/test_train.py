@@ -100,7 +100,10 @@ def test_a_run_leaves_what_it_says(tmp_path: Path, store: Store) -> None:
     assert [row["step"] for row in metrics] == ["10", "20", "30", "40", "50"]
     assert [row["step"] for row in judged] == ["20", "40", "50"]
     assert {"value_loss", "policy_loss", "critic_loss"} < metrics[0].keys()
-    assert [one.done for one in said] == [10, 20, 30, 40, 50]
+    packed = [one for one in said if one.stage == "pack"]
+    assert [one.done for one in packed] == list(range(1, len(packed) + 1))
+    assert said[: len(packed)] == packed
+    assert [one.done for one in said[len(packed) :]] == [10, 20, 30, 40, 50]
     document = json.loads((tmp_path / "run" / "run.json").read_text())
     assert document["config"]["batch_size"] == 64
     assert document["data"][0]["version"] == store.version().id
