@@ -115,7 +115,7 @@ def frames_at(
                         break
                     seen = float(frame.pts * stream.time_base)
                     pixels = None
-                if abs(seen - time) > within:
+                if not abs(seen - time) <= within:  # NaN is nowhere
                     raise _unreadable(f"Expected a frame at {time:.4f} s, came none", where)
                 if pixels is None:
                     if (frame.height, frame.width) != shape[:2]:
