@@ -21,8 +21,15 @@ CacheDir = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the group."""
-    group = typer.Typer(no_args_is_help=True, help="List or delete the caches that streams fill.")
-    group.command("list", help="List the caches, the one used last first.")(list_)
+    group = typer.Typer(
+        help="List or delete the caches that streams fill.\n\nExample: penstock cache list",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command(
+        "list",
+        help="List the caches, the one used last first.\n\nExample: penstock cache list --json",
+    )(list_)
     group.command(
         "clear",
         help="Delete caches that no process uses: all, or what the limits say.\n\n"

@@ -129,10 +129,10 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Three units of episodes, some of which are equal to one another."""
     folder = tmp_path_factory.mktemp("truth")
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(150_000, 3)).astype(np.float32)
-    rows[140_000:141_000] = rows[:1_000]
+    rows = rng.normal(size=(600_000, 3)).astype(np.float32)
+    rows[560_000:564_000] = rows[:4_000]
     ends = np.zeros(len(rows), bool)
-    ends[999::1_000] = True
+    ends[3_999::4_000] = True
     path = folder / "three-units.hdf5"
     with h5py.File(path, "w") as file:
         file["observations"], file["actions"] = rows, rows[:, :1]
@@ -165,9 +165,9 @@ def test_engines_agree_on_ids_and_digests_in_order(tmp_path, truth, engine):
     job = job_of(tmp_path / "s", truth.source)
     report = engines.run(job, engine, lambda episodes, steps: told.append((episodes, steps)))
     assert content(tmp_path / "s") == truth.content
-    assert (report.episodes_added, report.steps_added, report.number) == (150, 150_000, 1)
+    assert (report.episodes_added, report.steps_added, report.number) == (150, 600_000, 1)
     if (engine.engine, engine.workers) != ("beam", 2):  # whose workers have nobody to tell
-        assert [sum(part) for part in zip(*told, strict=True)] == [150, 150_000]
+        assert [sum(part) for part in zip(*told, strict=True)] == [150, 600_000]
     again = engines.run(job_of(tmp_path / "s", truth.source))
     assert (again.episodes_added, again.episodes_known) == (0, 150)
 

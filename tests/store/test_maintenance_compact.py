@@ -88,7 +88,7 @@ def test_samples_of_a_stream_stay(tmp_path: Path) -> None:
     for one, other in pairs:
         assert one.keys() == other.keys()
         for name in one:
-            assert np.array_equal(one[name], other[name]), name
+            np.testing.assert_equal(one[name], other[name], name)
 
 
 def test_selections_and_erasures_are_settled(tmp_path: Path) -> None:
