@@ -36,13 +36,7 @@ def read_ipc(path: Path) -> pa.Table:
         SourceError: if it is not a whole, uncompressed one.
     """
     try:
-        data = pa.memory_map(str(path)).read_buffer()
-        if data.size < 16 or data[:8].to_pybytes() != MAGIC or data[-6:].to_pybytes() != _END:
-            raise SourceError(
-                f"Expected a whole Arrow file, {path} lacks its first or last mark.",
-                where=str(path),
-            )
-        stream = data.slice(8)  # the file format is the stream format between two marks
+        stream = _whole(path).slice(8)  # the file format is the stream format between two marks
         for message in pa.ipc.MessageReader.open_stream(stream):
             if message.type != "schema" and not _is_plain_batch(message):
                 raise SourceError(
@@ -88,12 +82,7 @@ def open_ipc(path: Path) -> IpcFile:
         SourceError: if it is not a whole one, or its buffers claim more than they may.
     """
     try:
-        data = pa.memory_map(str(path)).read_buffer()
-        if data.size < 16 or data[:8].to_pybytes() != MAGIC or data[-6:].to_pybytes() != _END:
-            raise SourceError(
-                f"Expected a whole Arrow file, {path} lacks its first or last mark.",
-                where=str(path),
-            )
+        data = _whole(path)
         first, *batches = pa.ipc.MessageReader.open_stream(data.slice(8))
         schema = pa.ipc.read_schema(first)
         _check_names(schema)
@@ -113,6 +102,17 @@ def open_ipc(path: Path) -> IpcFile:
     except (pa.ArrowException, OSError, ValueError, struct.error) as error:
         raise _damaged(path, error) from error
     return IpcFile(path, schema, tuple(batches))
+
+
+def _whole(path: Path) -> pa.Buffer:
+    """The bytes of a file that has both of its marks."""
+    data = pa.memory_map(str(path)).read_buffer()
+    if data.size < 16 or data[:8].to_pybytes() != MAGIC or data[-6:].to_pybytes() != _END:
+        raise SourceError(
+            f"Expected a whole Arrow file, {path} lacks its first or last mark.",
+            where=str(path),
+        )
+    return data
 
 
 def read_parquet(path: Path) -> pa.Table:
