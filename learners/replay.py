@@ -16,6 +16,8 @@ from pipeline.store.store import open_store
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
 from schemas.errors import UsageError
+from schemas.nesting import flatten
+from schemas.packed import plain
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,12 @@ def replay(run: str, step: int) -> Replayed:
     stream = _opened(document)
     stream.load_state_dict({**document["stream"], "step": step})
     versions = tuple(f"{v.store.url}@{v.id}" for v, _ in stream.members)
-    return Replayed(run, step, versions, flat(next(stream)))
-
-
-def flat(batch: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns a batch's arrays by full names joined with `/`."""
-    found: dict[str, np.ndarray] = {}
-    for name, value in batch.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}/")
-        elif isinstance(value, tuple):
-            found |= flat({str(at): one for at, one in enumerate(value)}, f"{prefix}{name}/")
-        else:
-            found[f"{prefix}{name}"] = np.asarray(value)
-    return found
+    batch = {
+        name: plain(rows)
+        for root, value in next(stream).items()
+        for name, rows in flatten(root, value).items()
+    }
+    return Replayed(run, step, versions, batch)
 
 
 def _opened(document: Mapping[str, Any]) -> Stream | Mixture:
