@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.output import Json, StoreRef, emit, say, table
+from pipeline.cli.output import Json, Observations, StoreRef, comma_names, emit, say, table
 
 if TYPE_CHECKING:
     from pipeline.jobs.compare import Compared
@@ -35,9 +35,7 @@ def drift(
         str | None,
         typer.Option("--kind", metavar="A,B", help="Compare these kinds of episodes of REF1."),
     ] = None,
-    observations: Annotated[
-        str | None, typer.Option("--observations", help="Fields that count as state, a,b.")
-    ] = None,
+    observations: Observations = None,
     json: Json = False,
 ) -> None:
     from pipeline.cli.progress import steps_bar
@@ -58,9 +56,7 @@ def drift(
     opened = open_store(url)
     names = (first, second if second is not None else first)
     one, two = (opened.version(name) for name in names)
-    config = MeasureConfig(
-        features=FeatureSpec(observations=tuple(observations.split(",")) if observations else None)
-    )
+    config = MeasureConfig(features=FeatureSpec(observations=comma_names(observations) or None))
     filters: list[str | None] = [f"kind == '{name}'" for name in kinds] or [None, None]
     with steps_bar("drift", quiet=json) as listener:
         found = compare_versions(

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.output import Json, StoreRef, emit, say, table
+from pipeline.cli.output import (
+    Json,
+    Observations,
+    StoreRef,
+    comma_names,
+    emit,
+    metric_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from schemas.jobs import EngineConfig
@@ -34,9 +42,7 @@ def measure(
         str | None,
         typer.Option("--reference", metavar="REF", help="Score against this version anew."),
     ] = None,
-    observations: Annotated[
-        str | None, typer.Option("--observations", help="Fields that count as state, a,b.")
-    ] = None,
+    observations: Observations = None,
     relative_actions: Annotated[
         bool, typer.Option("--relative-actions", help="Score differences of actions.")
     ] = False,
@@ -83,12 +89,12 @@ def measure(
     if (embedding is None) != (encoder is None):
         raise UsageError("Expected --embedding FIELD and --encoder ID together, came one of them.")
     config = MeasureConfig(
-        metrics=_names(metrics) or None,
+        metrics=comma_names(metrics) or None,
         features=FeatureSpec(
-            observations=_names(observations) or None,
+            observations=comma_names(observations) or None,
             relative_actions=relative_actions,
-            angles=_names(angles),
-            grippers=_names(grippers),
+            angles=comma_names(angles),
+            grippers=comma_names(grippers),
             embedding=embedding,
             encoder=encoder,
         ),
@@ -110,7 +116,7 @@ def measure(
     version = outcome.version
     if steps:
         with steps_bar("steps", quiet=json) as listener:
-            version = commit_step_scores(version, _names(steps), listener=listener)
+            version = commit_step_scores(version, comma_names(steps), listener=listener)
     if json:
         emit(
             {
@@ -125,13 +131,7 @@ def measure(
             }
         )
         return
-    table(
-        ("metric", "value", "standard error", "episodes", "coverage"),
-        [
-            (n, m.value, m.standard_error, m.episodes, m.coverage)
-            for n, m in outcome.metrics.items()
-        ],
-    )
+    metric_table(outcome.metrics)
     say(
         f"{version.branch}:{version.number}: {outcome.episodes_scored:,} episodes "
         f"scored, {outcome.episodes_reused:,} scores kept; relative to version "
@@ -157,7 +157,3 @@ def _engine(engine: str, workers: int | None, dask: str | None, runner: str | No
         raise UsageError(
             f"Expected --{found['loc'][0]} to be right ({found['msg']}), came {found['input']!r}."
         ) from error
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(text.split(",")) if text else ()

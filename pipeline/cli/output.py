@@ -22,6 +22,16 @@ StoreRef = Annotated[
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Path of the store.")]
 
 
+Observations = Annotated[
+    str | None, typer.Option("--observations", help="Fields that count as state, a,b.")
+]
+
+
+def comma_names(text: str | None) -> tuple[str, ...]:
+    """Returns the names of an option such as `a,b`; none where it is not given."""
+    return tuple(text.split(",")) if text else ()
+
+
 def emit(value: Any) -> None:
     """Prints one JSON object on stdout."""
     print(json.dumps(plain(value), ensure_ascii=False))
@@ -95,3 +105,11 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return ""
+
+
+def metric_table(metrics: Mapping[str, Any]) -> None:
+    """Prints a version's metrics, `schemas.metrics.MetricValue` by name."""
+    table(
+        ("metric", "value", "standard error", "episodes", "coverage"),
+        [(name, m.value, m.standard_error, m.episodes, m.coverage) for name, m in metrics.items()],
+    )

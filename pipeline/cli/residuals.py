@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.output import Json, StoreRef, emit, say, table
+from pipeline.cli.output import (
+    Json,
+    Observations,
+    StoreRef,
+    comma_names,
+    emit,
+    metric_table,
+    say,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +32,7 @@ def residuals(
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 60,
     hidden: Annotated[str, typer.Option("--hidden", help="Widths of hidden layers.")] = "128,128",
     seed: Annotated[int, typer.Option("--seed")] = 0,
-    observations: Annotated[
-        str | None, typer.Option("--observations", help="Fields that count as state, a,b.")
-    ] = None,
+    observations: Observations = None,
     branch: Annotated[str | None, typer.Option("--branch", help="Where the scores go.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     json: Json = False,
@@ -42,7 +48,7 @@ def residuals(
     outcome = measure_residuals(
         open_version(store),
         NetworkConfig(folds=folds, epochs=epochs, hidden=tuple(map(int, widths)), seed=seed),
-        FeatureSpec(observations=tuple(observations.split(",")) if observations else None),
+        FeatureSpec(observations=comma_names(observations) or None),
         branch=branch,
         device=device,
     )
@@ -57,12 +63,6 @@ def residuals(
             }
         )
         return
-    table(
-        ("metric", "value", "standard error", "episodes", "coverage"),
-        [
-            (n, m.value, m.standard_error, m.episodes, m.coverage)
-            for n, m in outcome.metrics.items()
-        ],
-    )
+    metric_table(outcome.metrics)
     place = f"{outcome.version.branch}:{outcome.version.number}"
     say(f"{place}: {outcome.episodes_scored:,} episodes scored by {folds} networks")

@@ -56,7 +56,7 @@ def measure_version(
         config: which metrics, of which features.
         reference: fit a new reference on this version; by default the branch's first one holds.
         branch: where the scores go; made at the version if there is none of that name.
-        listener: hears of episodes and steps as they are score_sets.
+        listener: hears of episodes and steps as they are scored.
         engine: what does the work; by default this process alone.
         shared_filesystem: workers on other hosts see a local store at the same path.
 
