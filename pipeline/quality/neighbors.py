@@ -73,6 +73,11 @@ class NeighborIndex:
         """The groups in order, and how many points each has."""
         return np.unique(self.groups, return_counts=True)
 
+    @cached_property
+    def tree(self) -> cKDTree:
+        """For counts within a radius."""
+        return self.search.tree if isinstance(self.search, _Tree) else cKDTree(self.points)
+
     def query(self, points: np.ndarray, k: int, groups: np.ndarray | None = None) -> Neighbors:
         """Returns the k nearest points of other groups.
 
@@ -146,25 +151,32 @@ def build(
             f"Expected a neighbour backend, came {backend!r}; {suggest(backend, BACKENDS)}"
         )
     points = np.ascontiguousarray(points, np.float64)
-    if backend == "auto":
-        backend = _choose(points)
     groups = np.asarray(groups, np.int64)
-    if backend == "faiss_ivf":
+    search = _chosen(points) if backend == "auto" else _made(points, backend)
+    if search is None:
         return _fit_ivf(points, groups, seed)
-    search: _Search = _Tree(cKDTree(points)) if backend == "ckdtree" else _flat(points)
-    return NeighborIndex(points, groups, backend, 1.0, search)
+    name = "ckdtree" if isinstance(search, _Tree) else "flat"
+    return NeighborIndex(points, groups, name, 1.0, search)
 
 
-def _choose(points: np.ndarray) -> str:
+def _made(points: np.ndarray, backend: str) -> _Tree | _Flat | None:
+    """An exact search; None for the approximate one."""
+    if backend == "faiss_ivf":
+        return None
+    return _tree(points) if backend == "ckdtree" else _flat(points)
+
+
+def _chosen(points: np.ndarray) -> _Tree | _Flat | None:
+    """The exact search that a probe finds faster; None where the approximate one is wanted."""
     rows, dims = points.shape
+    small = rows <= FLAT_ROWS
     if dims > TREE_DIMS:
-        return "flat" if rows <= FLAT_ROWS else "faiss_ivf"
+        return _flat(points) if small else None
     probes = points[:: max(1, rows // PROBES)][:PROBES]
-    tree = _seconds(_Tree(cKDTree(points)), probes)
-    flat = _seconds(_flat(points), probes)
-    if tree <= flat:
-        return "ckdtree"
-    return "flat" if rows <= FLAT_ROWS else "faiss_ivf"
+    tree, flat = _tree(points), _flat(points)
+    if _seconds(tree, probes) <= _seconds(flat, probes):
+        return tree
+    return flat if small else None
 
 
 def _seconds(search: _Search, probes: np.ndarray) -> float:
@@ -248,6 +260,10 @@ def _fit_ivf(points: np.ndarray, groups: np.ndarray, seed: int) -> NeighborIndex
         recall = hits / true.size
         nprobe *= 2
     return NeighborIndex(points, groups, "faiss_ivf", recall, search)
+
+
+def _tree(points: np.ndarray) -> _Tree:
+    return _Tree(cKDTree(points))
 
 
 def _flat(points: np.ndarray) -> _Flat:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.spatial import cKDTree
 from scipy.special import digamma, gammaln
 
 from pipeline.quality import neighbors
@@ -37,11 +36,6 @@ class Surroundings:
         """Made once per process."""
         backend = "auto" if self.backend is None else str(self.backend)
         return neighbors.build(self.points, self.owners.view(np.int64), backend=backend)
-
-    @cached_property
-    def tree(self) -> cKDTree:
-        """For counts within the radius."""
-        return cKDTree(self.points)
 
 
 def surroundings(
@@ -91,7 +85,7 @@ def readings(
     more = np.flatnonzero(found.distances[:, -1] <= radius)
     if len(more):
         near = points[more]
-        counted = known.tree.query_ball_point(near, radius, return_length=True)
+        counted = known.index.tree.query_ball_point(near, radius, return_length=True)
         member = np.where(is_member, at, -1)[more]
         within[more] = counted - _own_within(known, near, member, own_rows, radius)
     far = np.maximum(found.distances[:, -1], _NEAREST)
