@@ -57,14 +57,15 @@ def run(parser: str, count: int, first: int = 0, commands: int = 25) -> Tally:
     tally = Tally(parser)
     began = time.monotonic()
     seed = first
-    while seed < first + count:
-        seed = _serve(tally, seed, first + count, commands)
+    with tempfile.TemporaryDirectory(prefix="penstock-fuzz-") as folder:
+        while seed < first + count:
+            seed = _serve(tally, seed, first + count, commands, folder)
     tally.seconds = time.monotonic() - began
     return tally
 
 
-def _serve(tally: Tally, first: int, stop: int, commands: int) -> int:
-    """Runs one child as far as it gets; returns the next seed."""
+def _serve(tally: Tally, first: int, stop: int, commands: int, folder: str) -> int:
+    """Runs one child as far as it gets, its files in a folder; returns the next seed."""
     root = Path(__file__).parents[2]
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.connectors.fuzz", tally.parser]
@@ -72,6 +73,7 @@ def _serve(tally: Tally, first: int, stop: int, commands: int) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=root,
+        env={**os.environ, "TMPDIR": folder},
     )
     assert child.stdout is not None
     pending, seed = b"", first
@@ -123,7 +125,7 @@ def serve(parser: str, first: int, stop: int, commands: int) -> None:
     output = os.dup(1)
     os.dup2(2, 1)
     small = next(one for one in SMALL if one.name == parser)
-    with tempfile.TemporaryDirectory(prefix="penstock-fuzz-") as folder:
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "work")
         place.mkdir()
         where = small.make(place)
