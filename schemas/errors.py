@@ -101,6 +101,24 @@ class AccessDeniedError(UsageError):
     kind = "no_permission"
 
 
+class UnauthenticatedError(UsageError):
+    """A request to a service without a token that it knows."""
+
+    kind = "unauthenticated"
+
+
+class ForbiddenError(UsageError):
+    """A request that its token does not allow, or that another web page seems to have made."""
+
+    kind = "forbidden"
+
+
+class TooLargeError(UsageError):
+    """Something longer than the receiver takes; it was not read."""
+
+    kind = "too_large"
+
+
 # -- try again later (exit codes 4 and 5) ------------------------------------------------------
 
 
@@ -122,6 +140,17 @@ class OutOfTimeError(TransientError):
     """A job that did not end within the time it was given."""
 
     kind = "timeout"
+
+
+class BusyError(TransientError):
+    """A limit of a service that others, or the sender itself, use up at the moment."""
+
+    kind = "busy"
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, where: str | None = None) -> None:
+        super().__init__(message, where=where)
+        self.retry_after = retry_after
+        """Seconds after which a try makes sense."""
 
 
 class DiskFullError(TransientError):

@@ -64,6 +64,11 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "datasketches": ("pipeline.quality",),
     "av": ("schemas.media", "connectors"),
     "PIL": ("schemas.media", "connectors"),
+    "fastapi": ("pipeline.service",),
+    "starlette": ("pipeline.service",),
+    "uvicorn": ("pipeline.service",),
+    "prometheus_client": ("pipeline.service",),
+    "structlog": ("pipeline.service",),
 }
 """Heavy libraries, and the only places that may import them."""
 

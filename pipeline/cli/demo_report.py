@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from pipeline.cli.demo_stages import DemoReport
-from pipeline.cli.output import plain, say, table
+from pipeline.cli.output import say, table
+from schemas.plain import plain
 
 
 def write_report(report: DemoReport, folder: Path) -> None:

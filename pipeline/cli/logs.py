@@ -18,8 +18,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
-        from pipeline.cli.output import plain
         from pipeline.jobs.events import FIELDS
+        from schemas.plain import plain
 
         line: dict[str, Any] = {
             "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(),

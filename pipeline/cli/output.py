@@ -5,15 +5,15 @@ With `--json` the object is alone on stdout; everything else goes to stderr.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+
+from schemas.plain import plain
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 StoreRef = Annotated[
@@ -35,25 +35,6 @@ def comma_names(text: str | None) -> tuple[str, ...]:
 def emit(value: Any) -> None:
     """Prints one JSON object on stdout."""
     print(json.dumps(plain(value), ensure_ascii=False))
-
-
-def plain(value: Any) -> Any:
-    """Returns a value as plain JSON: NaN as null, dates in ISO form, documents as objects."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump())
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, dt.datetime):
-        return value.isoformat()
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def say(text: str) -> None:
