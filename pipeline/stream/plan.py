@@ -13,8 +13,11 @@ import numpy as np
 
 WORDS_PER_BLOCK = 4  # Philox makes four 64-bit words per counter value
 
-ROW, WITHIN, GOAL_KIND, GOAL_PLACE, CHUNKS, CHUNK_ROWS = (purpose << 32 for purpose in range(6))
-"""Domains of independent draws under one seed; added to the number of a mixture's source."""
+ROW, WITHIN, GOAL_KIND, GOAL_PLACE, CHUNKS, CHUNK_ROWS, IMAGE = (
+    purpose << 32 for purpose in range(7)
+)
+"""Domains of independent draws under one seed; added to the number of a mixture's source, and for
+`IMAGE` to that of the images of a batch."""
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
