@@ -131,9 +131,7 @@ def table_to_rows(
     """
     rows: dict[str, Rows] = {}
     for name, field in fields.items():
-        column = table.column(name).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else column.chunk(0)
+        column = _whole(table.column(name))
         if field.encoding == "video":
             rows[name] = _video(column, field, _media_of(table, name), find)
             continue
@@ -147,12 +145,18 @@ def table_to_rows(
     return rows
 
 
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Returns a column in one piece; one that is in one piece already is not copied."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def _packed(column: pa.Array, field: FieldSpec) -> Packed:
     """A view of a column of strings or binary values."""
     _, starts, data = column.buffers()
     if not len(column):
         return Packed(field, np.zeros(1, np.int64), np.zeros(0, np.uint8))
-    offsets = np.frombuffer(starts, np.int64)[column.offset : column.offset + len(column) + 1]
+    # Whoever made the buffer may have left bytes behind the last offset.
+    offsets = np.frombuffer(starts, np.int64, column.offset + len(column) + 1)[column.offset :]
     held = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
     return Packed(field, offsets - offsets[0], held[offsets[0] : offsets[-1]])
 

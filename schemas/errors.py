@@ -153,6 +153,22 @@ class BusyError(TransientError):
         """Seconds after which a try makes sense."""
 
 
+class ResendError(TransientError):
+    """Puts that do not follow what the service has of their producer, or were not all kept.
+
+    A client begins a new epoch and sends its open episodes again from their first steps; what had
+    arrived after all is not stored twice.
+    """
+
+    kind = "resend"
+
+
+class LogFailedError(TransientError):
+    """A service's log that could not be written; the service must be started again."""
+
+    kind = "log_failed"
+
+
 class DiskFullError(TransientError):
     """A disk or quota with no room left; nothing half-written is used."""
 
@@ -215,6 +231,24 @@ class ConditionalWritesError(UntrustedError):
     """Storage that lets two writers create the same object, so that commits could be lost."""
 
     kind = "no_conditional_writes"
+
+
+class DamagedLogError(UntrustedError):
+    """A service's log with a hole in it, or with records that fail their checksums."""
+
+    kind = "damaged_log"
+
+
+class PutError(UntrustedError):
+    """Steps sent to a service that are not what they say they are; none of them is kept."""
+
+    kind = "bad_put"
+
+
+class IdConflictError(UntrustedError):
+    """An episode whose id is known with other content."""
+
+    kind = "id_conflict"
 
 
 class EpisodeError(UntrustedError):
