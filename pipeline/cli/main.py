@@ -29,6 +29,7 @@ from pipeline.cli import (
     residuals,
     runs,
     suggest,
+    token,
 )
 from pipeline.cli.output import emit, note, say
 
@@ -61,7 +62,7 @@ def _app(
 
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, cache, learn, runs, bench),
+    *(curate, annotate, maintain, cache, learn, runs, bench, token),
 ):
     group.register(app)
 

@@ -24,72 +24,90 @@ class ServiceMetrics:
     """The service's metrics; each attribute is one of them."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        kept = {"registry": self.registry}
+        self.registry = here = CollectorRegistry()
         self.put_steps = Counter(
-            "penstock_put_steps", "Steps received and durable.", ["stream"], **kept
+            "penstock_put_steps", "Steps received and durable.", ["stream"], registry=here
         )
         self.put_bytes = Counter(
-            "penstock_put_bytes", "Bytes received and durable.", ["stream"], **kept
+            "penstock_put_bytes", "Bytes received and durable.", ["stream"], registry=here
         )
         self.put_rejected = Counter(
-            "penstock_put_rejected", "Puts refused, by the kind of error.", ["reason"], **kept
+            "penstock_put_rejected",
+            "Puts refused, by the kind of error.",
+            ["reason"],
+            registry=here,
         )
         self.put_ack = Histogram(
             "penstock_put_ack_seconds",
             "From a put's arrival to its durable acknowledgement.",
             buckets=_FAST,
-            **kept,
+            registry=here,
         )
         self.wal_fsync = Histogram(
-            "penstock_wal_fsync_seconds", "One fdatasync of the log.", buckets=_FAST, **kept
+            "penstock_wal_fsync_seconds", "One fdatasync of the log.", buckets=_FAST, registry=here
         )
         self.wal_group_size = Histogram(
-            "penstock_wal_group_size", "Puts that shared one fdatasync.", buckets=_COUNTS, **kept
+            "penstock_wal_group_size",
+            "Puts that shared one fdatasync.",
+            buckets=_COUNTS,
+            registry=here,
         )
         self.wal_unsealed_bytes = Gauge(
-            "penstock_wal_unsealed_bytes", "Bytes of the log that no version holds yet.", **kept
+            "penstock_wal_unsealed_bytes",
+            "Bytes of the log that no version holds yet.",
+            registry=here,
         )
         self.seal_lag = Gauge(
-            "penstock_seal_lag_seconds", "Age of the oldest ended episode not sealed yet.", **kept
+            "penstock_seal_lag_seconds",
+            "Age of the oldest ended episode not sealed yet.",
+            registry=here,
         )
         self.commit = Histogram(
-            "penstock_commit_seconds", "One commit of sealed episodes.", buckets=_SLOW, **kept
+            "penstock_commit_seconds",
+            "One commit of sealed episodes.",
+            buckets=_SLOW,
+            registry=here,
         )
         self.commit_conflicts = Counter(
-            "penstock_commit_conflicts", "Commits that had to be made again on a new head.", **kept
+            "penstock_commit_conflicts",
+            "Commits that had to be made again on a new head.",
+            registry=here,
         )
-        self.pull_bytes = Counter("penstock_pull_bytes", "Bytes sent to learners.", **kept)
+        self.pull_bytes = Counter("penstock_pull_bytes", "Bytes sent to learners.", registry=here)
         self.pull_wait = Histogram(
             "penstock_pull_wait_seconds",
             "How long pulls waited for data or their turn.",
             buckets=_SLOW,
-            **kept,
+            registry=here,
         )
         self.learner_staleness = Gauge(
             "penstock_learner_staleness_versions",
             "Versions that the learner furthest behind lags.",
-            **kept,
+            registry=here,
         )
         self.sample_insert_ratio = Gauge(
-            "penstock_sample_insert_ratio", "Steps sampled for each step pushed.", **kept
+            "penstock_sample_insert_ratio", "Steps sampled for each step pushed.", registry=here
         )
         self.action_divergence = Gauge(
             "penstock_quality_action_divergence",
             "Action divergence of a stream's newest measured version.",
             ["stream"],
-            **kept,
+            registry=here,
         )
         self.http_requests = Counter(
             "penstock_http_requests",
             "Requests of the control port, by route and status.",
             ["method", "route", "status"],
-            **kept,
+            registry=here,
         )
         self.http_seconds = Histogram(
-            "penstock_http_request_seconds", "Their duration.", ["route"], buckets=_SLOW, **kept
+            "penstock_http_request_seconds",
+            "Their duration.",
+            ["route"],
+            buckets=_SLOW,
+            registry=here,
         )
-        build = Gauge("penstock_build_info", "The release that runs.", ["version"], **kept)
+        build = Gauge("penstock_build_info", "The release that runs.", ["version"], registry=here)
         build.labels(version=_release()).set(1)
         self._streams: set[str] = set()
         self._lock = threading.Lock()

@@ -93,12 +93,18 @@ def check_scope(token: Token | None, scopes: Sequence[Scope]) -> None:
         )
 
 
-def check_stream(token: Token | None, stream: str) -> None:
-    """Checks that a token may push to a stream.
+def stream_of(producer: str) -> str:
+    """Returns the stream of a producer: what its name has before the first colon, or all of it."""
+    return producer.partition(":")[0]
+
+
+def check_producer(token: Token | None, producer: str) -> None:
+    """Checks that a token may push as a producer.
 
     Raises:
         ForbiddenError: if it may not.
     """
+    stream = stream_of(producer)
     check_scope(token, ("push",))
     if token is not None and token.streams and stream not in token.streams:
         raise ForbiddenError(

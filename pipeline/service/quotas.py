@@ -1,0 +1,116 @@
+"""What each token uses at the moment, held against its quota: streams, and bytes per second."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pipeline.service.tokens import Token
+from schemas.errors import BusyError
+
+BURST_SECONDS = 5.0
+"""What a token did not send for so long it may send at once."""
+OPEN_TO_ALL = ""
+"""Stands for the token of a service without tokens."""
+
+
+@dataclass
+class _Use:
+    """What one token uses."""
+
+    streams: int = 0
+    credit: float = 0.0  # bytes it may send at once
+    at: float = 0.0  # seconds, when the credit was reckoned
+
+
+class Quotas:
+    """The use of all tokens; safe to use from several threads."""
+
+    def __init__(self, max_streams: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Args: how many streams all tokens may have open together, and a clock in seconds."""
+        self._max_streams = max_streams
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._used: dict[str, _Use] = {}
+        self._open = 0
+
+    @contextlib.contextmanager
+    def stream(self, token: Token | None) -> Iterator[None]:
+        """Counts an open stream while the context lasts.
+
+        Raises:
+            BusyError: if the token, or all together, have as many open as they may.
+        """
+        with self._lock:
+            use = self._use(token)
+            limit = token.quota.max_streams if token is not None else None
+            if limit is not None and use.streams >= limit:
+                raise BusyError(
+                    f"Expected at most {limit} open streams of this token, came another; close "
+                    f"one first."
+                )
+            if self._open >= self._max_streams:
+                raise BusyError(
+                    f"Expected at most {self._max_streams} open streams, came another; try again "
+                    f"later.",
+                    retry_after=5.0,
+                )
+            use.streams += 1
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                use.streams -= 1
+                self._open -= 1
+
+    def spend(self, token: Token | None, count: int) -> None:
+        """Takes some bytes off what a token may send now.
+
+        A single put larger than the credit ever gets is let in when the credit is full, so that
+        the mean holds and nobody waits for ever.
+
+        Raises:
+            BusyError: if that is used up; it says when it will not be.
+        """
+        rate = token.quota.bytes_per_second if token is not None else None
+        if rate is None:
+            return
+        with self._lock:
+            use, now, most = self._use(token), self._clock(), rate * BURST_SECONDS
+            use.credit = min(most, use.credit + rate * (now - use.at)) if use.at else most
+            use.at = now
+            if use.credit < min(count, most):
+                wait = (min(count, most) - use.credit) / rate
+                raise BusyError(
+                    f"Expected at most {rate:,} bytes a second of this token, came more; try "
+                    f"again in {wait:.1f} s.",
+                    retry_after=wait,
+                )
+            use.credit -= count
+
+    @property
+    def open_streams(self) -> int:
+        """How many streams are open now."""
+        return self._open
+
+    def _use(self, token: Token | None) -> _Use:
+        return self._used.setdefault(token.id if token is not None else OPEN_TO_ALL, _Use())
+
+
+def check_unsealed(token: Token | None, unsealed_bytes: int) -> None:
+    """Holds what a token pushed that no version has yet against its quota.
+
+    Raises:
+        BusyError: if it is more than it may be.
+    """
+    limit = token.quota.unsealed_bytes if token is not None else None
+    if limit is not None and unsealed_bytes >= limit:
+        raise BusyError(
+            f"Expected at most {limit:,} bytes of this token that are not sealed yet, came "
+            f"{unsealed_bytes:,}; try again after the next seal.",
+            retry_after=5.0,
+        )

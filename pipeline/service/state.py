@@ -1,0 +1,100 @@
+"""What the control port works on, handed to it as one object, and the trace of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import anyio
+from fastapi import Request
+
+from pipeline.service.audit import AuditLog
+from pipeline.service.config import ServiceConfig
+from pipeline.service.metrics import ServiceMetrics
+from pipeline.service.quotas import Quotas
+from pipeline.service.sessions import Sessions
+from pipeline.service.token_book import TokenBook
+from pipeline.service.tokens import Token
+from pipeline.store.store import Store, Version
+from schemas.errors import OutOfTimeError
+from schemas.puts import Put
+
+THREADS = 8
+_T = TypeVar("_T")
+
+
+class RolloutLog(Protocol):
+    """What the ports need of the log."""
+
+    def check(self) -> None:
+        """Raises an error of our tree if no put could be taken now."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """Returns figures of the log, as plain values."""
+        ...
+
+    def push(self, puts: Sequence[Put]) -> int:
+        """Takes puts of one producer, in order; returns their durable offset when they are safe."""
+        ...
+
+
+@dataclass(frozen=True)
+class ControlState:
+    """Everything that the routes need."""
+
+    config: ServiceConfig
+    store: Store
+    describe: Callable[[Store, Version], dict[str, Any]]
+    """Facts of one version, as `penstock show --json` prints them."""
+    log: RolloutLog
+    book: TokenBook | None
+    """None lets everyone in."""
+    sessions: Sessions | None
+    quotas: Quotas
+    metrics: ServiceMetrics
+    audit: AuditLog
+    threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(THREADS))
+    """How much work on the store goes on at a time."""
+
+
+@dataclass
+class Trace:
+    """What one request turned out to be, for its log line and the audit."""
+
+    request_id: str
+    token: Token | None = None
+    kind: str | None = None
+    """Of the error that it ended with."""
+
+
+def state_of(request: Request) -> ControlState:
+    """Returns the state of the app that a request is for."""
+    state: ControlState = request.app.state.control
+    return state
+
+
+def trace_of(request: Request) -> Trace:
+    """Returns the trace of a request."""
+    trace: Trace = request.scope["penstock"]
+    return trace
+
+
+async def in_thread(state: ControlState, work: Callable[..., _T], *arguments: Any) -> _T:
+    """Returns what some blocking work does, done in a thread, within the time of a request.
+
+    Raises:
+        OutOfTimeError: if it takes longer. It goes on: what it changes may yet happen.
+    """
+    try:
+        with anyio.fail_after(state.config.request_seconds):
+            return await anyio.to_thread.run_sync(
+                partial(work, *arguments), abandon_on_cancel=True, limiter=state.threads
+            )
+    except TimeoutError:
+        raise OutOfTimeError(
+            f"Expected an answer within {state.config.request_seconds:g} s, came none; look "
+            f"whether it was done before you ask again."
+        ) from None
