@@ -53,6 +53,9 @@ class StreamConfig(Document):
     where that gains something, and maps the rest."""
     memory: int | None = Field(default=None, ge=1)
     """Budget of memory in bytes, or as a text such as `4GB`; None takes a share of what is free."""
+    pictures: Literal["cache", "decode"] = "cache"
+    """Whether encoded pictures and videos are decoded once, where records are kept, or each time
+    that they are gathered, which keeps far more of them in the memory of residency `windowed`."""
     framework: Framework = "torch"
     """What batches are made of."""
     fields: tuple[str, ...] | None = None
@@ -172,6 +175,11 @@ class StreamConfig(Document):
     @model_validator(mode="after")
     def _windowed_is_enough(self) -> StreamConfig:
         if self.residency != "windowed":
+            if self.pictures == "decode":
+                raise ValueError(
+                    "pictures stay encoded in the buffer of residency 'windowed' alone; use "
+                    "residency='windowed', or pictures='cache'"
+                )
             return self
         if self.sampler != "shuffle":
             raise ValueError(

@@ -32,7 +32,8 @@ def draw(opened: OpenVersion, asked: Draw) -> Drawn:
     """Returns what a version's sampler draws, with random words for the goals if it has some."""
     drawn = sampler_named(opened.config.sampler).draw(asked, opened.index, opened.table)
     if opened.windowed is not None:
-        place = int(asked.before[-1]) + asked.batch_size
+        # From the first of these rows on: chunks that they come from must not make room.
+        place = int(asked.before[0])
         opened.windowed.expect(opened.table.coming(place, asked.seed, asked.domain))
     if opened.goals is None:
         return drawn

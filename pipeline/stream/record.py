@@ -154,6 +154,14 @@ def plan_record(fields: Mapping[str, FieldSpec], dtype: str) -> RecordLayout:
     return RecordLayout(tuple(placed), -(-offset // LINE) * LINE)
 
 
+def with_more(record: RecordLayout, fields: Mapping[str, FieldSpec]) -> RecordLayout:
+    """Returns a record that goes on with more fields where another ends, none of them cast."""
+    more = plan_record(fields, "keep")
+    moved = [replace(one, offset=record.size + one.offset) for one in more.fields]
+    new = tuple(one for one in moved if one.name not in FLAGS)
+    return RecordLayout(record.fields + new, record.size + more.size)
+
+
 def pack_pieces(layout: RecordLayout, rows: Mapping[str, Rows]) -> Iterator[np.ndarray]:
     """Yields a block's rows as records in pieces, (n, words) int32; decoded as they come.
 
@@ -165,12 +173,35 @@ def pack_pieces(layout: RecordLayout, rows: Mapping[str, Rows]) -> Iterator[np.n
         UsageError: if a value does not fit the dtype it is cast to.
         EpisodeError: if a picture or a frame does not decode.
     """
-    count, step = len(rows["terminated"]), max(1, PIECE_BYTES // layout.size)
+    for start, piece in _pieces(rows, max(1, PIECE_BYTES // layout.size), before=1):
+        yield pack(layout, piece)[min(start, 1) :]  # a row may repeat the one before it
+
+
+def pack_into(
+    layout: RecordLayout, rows: Mapping[str, Rows], records: np.ndarray, piece: int
+) -> None:
+    """Writes a block's rows as records where they are to lie; otherwise as `pack_pieces`.
+
+    Args:
+        layout: the record.
+        rows: as for `pack_pieces`.
+        records: (rows, words) int32, C-contiguous; what lies between fields stays as it is.
+        piece: bytes of records that are decoded at a time.
+    """
+    for start, part in _pieces(rows, max(1, piece // layout.size), before=0):
+        target = records[start : start + len(part["terminated"])]
+        _write_fields(layout, part, target[:, None])
+    _repeat_lost(layout, rows["observation_valid"], records[:, None])
+
+
+def _pieces(
+    rows: Mapping[str, Rows], step: int, before: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields some rows at a time, decoded, each piece with some that lie before it."""
     held = {name: _held(values) for name, values in rows.items()}
-    for start in range(0, max(count, 1), step):
-        before = max(start - 1, 0)  # a row may repeat the one before it
-        piece = {name: plain(values[before : start + step]) for name, values in held.items()}
-        yield pack(layout, piece)[start - before :]
+    for start in range(0, max(len(rows["terminated"]), 1), step):
+        part = slice(max(start - before, 0), start + step)
+        yield start, {name: plain(values[part]) for name, values in held.items()}
 
 
 def _held(rows: Rows) -> Rows:
@@ -197,20 +228,35 @@ def pack(layout: RecordLayout, rows: Mapping[str, np.ndarray]) -> np.ndarray:
     Raises:
         UsageError: if a value does not fit the dtype it is cast to.
     """
-    count = len(rows["terminated"])
-    records = np.zeros((count, 1, layout.words), WORD)
-    lost = np.flatnonzero(~rows["observation_valid"])
+    records = np.zeros((len(rows["terminated"]), 1, layout.words), WORD)
+    _write_fields(layout, rows, records)
+    _repeat_lost(layout, rows["observation_valid"], records)
+    return records[:, 0]
+
+
+def _write_fields(
+    layout: RecordLayout, rows: Mapping[str, np.ndarray], records: np.ndarray
+) -> None:
+    """Writes every field of some rows, (rows, 1, words); where one is absent, NaN or 0."""
     for field in layout.fields:
         target = layout.view(records, field.name)
         if field.name in FLAGS:
             target[...] = _flag(field.name, rows)
         elif field.name in rows:
             _cast(target, rows[field.name], field)
-        elif is_nullable(field.name):
-            target[...] = np.nan if target.dtype.kind == "f" else 0
-        if field.name.split("/", 1)[0] == "observations":
-            target[lost] = target[np.maximum(lost - 1, 0)]
-    return records[:, 0]
+        else:
+            has_nan = target.dtype.kind == "f" and is_nullable(field.name)
+            target[...] = np.nan if has_nan else 0
+
+
+def _repeat_lost(layout: RecordLayout, seen: Rows, records: np.ndarray) -> None:
+    """Puts the observation before in the place of one that is missing."""
+    lost = np.flatnonzero(~np.asarray(seen))
+    if not len(lost):
+        return
+    for name in layout.names("observations"):
+        target = layout.view(records, name)
+        target[lost] = target[np.maximum(lost - 1, 0)]
 
 
 def _flag(name: str, rows: Mapping[str, np.ndarray]) -> np.ndarray | bool:

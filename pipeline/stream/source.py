@@ -13,10 +13,12 @@ from pipeline.store.reader import EpisodeIndex, Version
 from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
 from pipeline.stream.cache import CachedBlock, Pack, PackedCache, Progress, cache_root
+from pipeline.stream.fetching import read_fields, window_over
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
-from pipeline.stream.record import WORD, RecordLayout, pack_pieces, plan_record
-from pipeline.stream.residency import budget, choose, pack_threads
+from pipeline.stream.pictures import is_picture
+from pipeline.stream.record import WORD, RecordLayout, pack_pieces, plan_record, with_more
+from pipeline.stream.residency import choose, pack_threads
 from pipeline.stream.returns import Sums, make_sums
 from pipeline.stream.samplers import sampler_named
 from pipeline.stream.windowed import WindowedRecords
@@ -25,8 +27,6 @@ from schemas.sizes import said_bytes
 from schemas.spec import FieldSpec
 from schemas.stream import StreamConfig
 from schemas.version import Block
-
-_ROW_FLAGS = ("terminated", "truncated", "observation_valid")
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,18 @@ def open_rows(
     used = np.unique(index.data if kept is None else index.data[kept])
     names = [index.data_ids[number] for number in used]
     blocks = {b.id: b for part in version.state.parts for b in part.blocks if b.id in set(names)}
-    layout = plan_record(_fields(version, specs, blocks, config, arrays), config.dtype)
+    fields = _fields(version, specs, blocks, config, arrays)
+    encoded = {n: f for n, f in fields.items() if config.pictures == "decode" and is_picture(f)}
+    stored = plan_record({n: f for n, f in fields.items() if n not in encoded}, config.dtype)
+    layout = with_more(stored, encoded) if encoded else stored
     spec = "+".join(specs)
-    pack = functools.partial(_pack, version, blocks, layout)
-    rows_of = {name: blocks[name].rows for name in names}
     if config.residency == "windowed":
-        memory, _ = budget(config)
-        window = WindowedRecords(layout, rows_of, used, pack, config.shuffle_window, memory)
+        numbered = {name: (int(k), blocks[name]) for name, k in zip(names, used, strict=True)}
+        window = window_over(version, config, (layout, stored), numbered)
         held = _in_window(version, blocks, layout, window)
     else:
+        pack = functools.partial(_pack, version, blocks, layout)
+        rows_of = {name: blocks[name].rows for name in names}
         folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
         cache = PackedCache(folder, layout, verified, pack_threads(config))
         held = _in_cache(cache, config, rows_of, pack, progress)
@@ -328,10 +331,7 @@ def _pack(
     version: Version, blocks: Mapping[str, Block], layout: RecordLayout, name: str
 ) -> Iterator[np.ndarray]:
     """The records of one block of the store."""
-    block = blocks[name]
-    held = version.store.block_layout(block).fields
-    names = [field.name for field in layout.fields if field.name in held]
-    return pack_pieces(layout, version.store.read_block(block, sorted({*names, *_ROW_FLAGS})))
+    return pack_pieces(layout, read_fields(version, blocks[name], layout.by_name))
 
 
 def _lacks(

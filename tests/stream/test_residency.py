@@ -10,26 +10,34 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
+from pipeline.store.reader import Version
 from pipeline.store.store import Store
-from pipeline.stream import residency
+from pipeline.stream import fetching, residency, windowed
 from pipeline.stream.cache import CachedBlock, PackedCache
 from pipeline.stream.eviction import Cached, caches, evict
+from pipeline.stream.fetching import read_fields
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
+from pipeline.stream.pictures import Pictures
 from pipeline.stream.residency import available, choose
-from pipeline.stream.windowed import FETCHES, PER_FETCH, WindowedRecords
+from pipeline.stream.windowed import Fill, Room, WindowedBlock, WindowedRecords
 from schemas.errors import ConfigError, DamagedStoreError, UsageError
+from schemas.packed import Rows
 from schemas.sizes import parse_bytes, said_bytes
 from schemas.stream import stream_config
+from schemas.version import Block
 from tests.stream.conftest import made_episodes
 from tests.stream.filling import LAYOUT, numbered, pieces
 
@@ -326,33 +334,65 @@ def test_a_window_serves_mixtures_and_what_some_episodes_lack(many: Store) -> No
             np.testing.assert_array_equal(mine[key], theirs[key], strict=True)
 
 
+def numbered_into(name: str, records: np.ndarray) -> Pictures:
+    records[...] = numbered(name)
+    return Pictures()
+
+
+def buffered(fill: Fill, blocks: int, window: int, memory: int = 10**9) -> WindowedRecords:
+    """A buffer over blocks of 50 rows whose numbers are even; reading one takes as much again."""
+    size = 50 * LAYOUT.size
+    told = {str(number): WindowedBlock(2 * number, 50, size) for number in range(blocks)}
+    return WindowedRecords(LAYOUT, LAYOUT, told, fill, Room(memory, window, 4))
+
+
 def test_a_window_holds_no_more_than_its_budget() -> None:
-    rows = {str(number): 50 for number in range(40)}
     slot = 50 * LAYOUT.size
-    budget = (FETCHES * PER_FETCH + 3) * slot
-    held = WindowedRecords(LAYOUT, rows, np.arange(40), pieces, 2, budget)
-    assert (held.slots, held.nbytes) == (3, 3 * slot)
+    held = buffered(numbered_into, 40, 2, 5 * slot)
+    assert (held.slots, held.fetches, held.nbytes) == (3, 2, 3 * slot)
     random = np.random.default_rng(0)
-    whole = np.concatenate([numbered(name) for name in rows])
+    whole = np.concatenate([numbered(str(name)) for name in range(40)])
     for _ in range(30):  # of more blocks at once than there is room for, and in no order
         asked = random.integers(0, len(whole), (4, 9))
         np.testing.assert_array_equal(held.take(asked), whole[asked])
-        held.expect(random.permutation(40)[:5])
-    with pytest.raises(UsageError, match="shuffle_window= to 3 or less"):
-        WindowedRecords(LAYOUT, rows, np.arange(40), pieces, 4, budget)
+        held.expect(random.permutation(40)[:5] * 2)
+    ample = buffered(numbered_into, 40, 2, 20 * slot)
+    assert (ample.slots, ample.fetches) == (4, 4)
+    scarce = buffered(numbered_into, 40, 2, 3 * slot)
+    assert (scarce.slots, scarce.fetches) == (2, 1)
+    with pytest.raises(UsageError, match="shuffle_window= to 4 or less"):
+        buffered(numbered_into, 40, 6, 5 * slot)
     with pytest.raises(UsageError, match="set memory= larger"):
-        WindowedRecords(LAYOUT, rows, np.arange(40), pieces, 4, 10)
+        buffered(numbered_into, 40, 4, 10)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 700), min_size=1, max_size=60).filter(any),
+    entries=st.sampled_from([1, 16, 1 << 16]),
+)
+def test_the_block_of_each_row_is_found(sizes: list[int], entries: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windowed, "OWNERS", entries)
+        told = {str(at): WindowedBlock(at, size, 0) for at, size in enumerate(sizes)}
+
+        def fill(name: str, records: np.ndarray) -> Pictures:
+            records[...] = int(name)
+            return Pictures()
+
+        held = WindowedRecords(LAYOUT, LAYOUT, told, fill, Room(10**9, 99, 1))
+        rows = np.random.default_rng(0).permutation(sum(sizes))
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        assert (held.take(rows)[:, 0] == owner[rows]).all()
 
 
 def test_what_comes_next_is_fetched_before_it_is_asked_for() -> None:
-    rows = {str(number): 50 for number in range(6)}
-    fetched = {name: threading.Event() for name in rows}
+    fetched = {str(number): threading.Event() for number in range(6)}
 
-    def pack(name: str) -> list[np.ndarray]:
+    def fill(name: str, records: np.ndarray) -> Pictures:
         fetched[name].set()
-        return pieces(name)
+        return numbered_into(name, records)
 
-    held = WindowedRecords(LAYOUT, rows, np.arange(6) * 2, pack, 2, 10**9)
+    held = buffered(fill, 6, 2)
     held.expect(np.array([2, 6]))
     assert fetched["1"].wait(30)
     assert fetched["3"].wait(30)
@@ -363,15 +403,32 @@ def test_what_comes_next_is_fetched_before_it_is_asked_for() -> None:
 def test_a_fetch_that_fails_is_told_and_tried_again() -> None:
     failures = [OSError("the network is gone")]
 
-    def pack(name: str) -> list[np.ndarray]:
+    def fill(name: str, records: np.ndarray) -> Pictures:
         if name == "1" and failures:
             raise failures.pop()
-        return pieces(name)
+        return numbered_into(name, records)
 
-    held = WindowedRecords(LAYOUT, {"0": 50, "1": 50}, np.arange(2), pack, 2, 10**9)
+    held = buffered(fill, 2, 2)
     with pytest.raises(OSError, match="network"):
         held.take(np.array([3, 77]))
     np.testing.assert_array_equal(held.take(np.array([77])), numbered("1")[27:28])
+
+
+def test_an_epoch_reads_each_block_once(many: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(version: Version, block: Block, fields: Iterable[str]) -> dict[str, Rows]:
+        read.append(block.id)
+        return read_fields(version, block, fields)
+
+    monkeypatch.setattr(fetching, "read_fields", counted)
+    # Several batches are gathered at once, some of them beyond the end of a group of chunks.
+    made = stream(many, sampler="shuffle", shuffle_window=2, batch_size=7, residency="windowed")
+    slots = made.feed.at(0).windowed.slots  # type: ignore[union-attr]
+    for _ in range(2 * made.transitions // 7):
+        next(made)
+    assert slots == 4
+    assert len(read) <= 2 * 9 + slots
 
 
 def test_a_window_is_refused_where_it_is_not_enough(store: Store) -> None:
