@@ -90,11 +90,12 @@ def _transitions(
 ) -> dict[str, np.ndarray]:
     """What a batch holds of anchors and where they lead to; single transitions."""
     layout, config, n_step = opened.layout, opened.config, opened.sums.n_step
-    pairs = np.empty((*anchors.shape, SPAN), np.int64)
-    pairs[..., 0] = anchors
-    ahead = 1 if n_step is None else np.take(n_step.ahead, positions)
-    np.add(anchors, ahead, out=pairs[..., 1], casting="unsafe")
-    records = opened.take(pairs)
+    anchors = anchors.astype(np.int64)
+    if n_step is None and opened.has_runs(SPAN):
+        records = opened.take_runs(anchors, SPAN)
+    else:
+        ahead = 1 if n_step is None else np.take(n_step.ahead, positions)
+        records = opened.take(np.stack([anchors, anchors + ahead], axis=-1))
 
     real = np.float64 if config.dtype == "float64" else np.float32
     found = {name: layout.view(records, name) for name in layout.names("observations")}
@@ -172,13 +173,11 @@ def split_batches(found: Mapping[str, np.ndarray], split: Split) -> list[Batch]:
         for name, array in found.items()
     }
     roots = list(dict.fromkeys(name.split("/", 1)[0] for name in views))
+    steps = len(next(iter(views.values())))
+    batches = [{name: view[step] for name, view in views.items()} for step in range(steps)]
     if roots == list(views):
-        return [dict(zip(views, row, strict=True)) for row in zip(*views.values(), strict=True)]
-    batches = []
-    for row in zip(*views.values(), strict=True):
-        flat = dict(zip(views, row, strict=True))
-        batches.append({root: nest(root, flat) for root in roots})
-    return batches
+        return batches
+    return [{root: nest(root, flat) for root in roots} for flat in batches]
 
 
 def rows_per_gather(

@@ -20,6 +20,7 @@ from pipeline.stream.pictures import is_picture
 from pipeline.stream.record import WORD, RecordLayout, pack_pieces, plan_record, with_more
 from pipeline.stream.residency import choose, pack_threads
 from pipeline.stream.returns import Sums, make_sums
+from pipeline.stream.runs import can_take_runs, lined_up, take_runs
 from pipeline.stream.samplers import sampler_named
 from pipeline.stream.windowed import WindowedRecords
 from schemas.errors import UnknownNameError, UsageError, suggest
@@ -63,6 +64,19 @@ class OpenVersion:
         # Rows are in range by construction; checking them again would cost a pass.
         found: np.ndarray = np.take(self.records, rows, axis=0, mode="clip")
         return found
+
+    def has_runs(self, count: int) -> bool:
+        """True if runs of so many records can be taken at once."""
+        return self.windowed is None and can_take_runs(self.records, count)
+
+    def take_runs(self, first: np.ndarray, count: int) -> np.ndarray:
+        """Returns records that follow each other, (*first.shape, count, words) int32.
+
+        Args:
+            first: int64, any shape; the row each run begins with, up to `count` before the end.
+            count: of each run, for which `has_runs`.
+        """
+        return take_runs(self.records, first, count)
 
     def is_like(self, other: OpenVersion) -> bool:
         """True if batches of both have the same keys and dtypes."""
@@ -161,7 +175,7 @@ def _in_cache(
     place = "a copy in memory of " * choice.in_memory
     place += f"the memory-mapped cache {cache.path} ({choice.why})"
     lacks = _lacks(records, cache.layout, cached)
-    return _Held(cached, np.array(records) if choice.in_memory else records, None, place, lacks)
+    return _Held(cached, lined_up(records) if choice.in_memory else records, None, place, lacks)
 
 
 def _in_window(

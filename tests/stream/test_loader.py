@@ -388,6 +388,17 @@ def test_an_unknown_device_is_refused(store: Store) -> None:
         stream(store.version(), framework="torch", device="no-such-device")
 
 
+def test_a_write_to_a_torch_batch_does_not_count_for_others(store: Store) -> None:
+    torch = pytest.importorskip("torch")
+    first, second = take(stream(store.version(), framework="torch"), 2)
+    weight = torch.ones(3, requires_grad=True)
+    predicted = (first["observations"] * weight).sum()  # autograd keeps the observations
+    before = first["observations"].clone()
+    second["observations"].zero_()
+    predicted.backward()
+    assert torch.equal(weight.grad, before.sum(0))
+
+
 def test_numpy_batches_need_no_torch(store: Store) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
