@@ -1,0 +1,99 @@
+"""What a put's record holds: its header, its schema if it begins an episode, its rows.
+
+The rows are one Arrow IPC message, so that reading them back copies nothing. A fixed prefix and the
+header's JSON are all that a restart reads; rows are looked at when their episode is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.service.records import ALIGNMENT, Bytes
+from schemas.errors import DamagedLogError
+from schemas.rollouts import EpisodeFacts, PutHeader
+
+_PREFIX = struct.Struct("<IIIB3x")
+"""Bytes of the header, bytes of the schema, rows, whether the episode was had already."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPut:
+    """A put as the log holds it."""
+
+    header: dict[str, Any]
+    """As `schemas.rollouts.PutHeader`; it was checked before it was written."""
+    rows: int
+    is_copy: bool
+    """True for the end of an episode that had come before with the same content."""
+    schema: memoryview
+    """Empty unless the put begins an episode."""
+    body: memoryview
+
+    @property
+    def facts(self) -> EpisodeFacts:
+        """The facts of an episode's last put."""
+        return EpisodeFacts.model_validate_json(json.dumps(self.header["facts"]))
+
+
+def encode(header: PutHeader, rows: pa.RecordBatch, *, is_copy: bool = False) -> list[Bytes]:
+    """Returns the payload of a put's record in pieces."""
+    text = header.encoded()
+    schema = b"" if header.start else rows.schema.serialize().to_pybytes()
+    prefix = _PREFIX.pack(len(text), len(schema), rows.num_rows, is_copy)
+    return [prefix + _aligned(text) + _aligned(schema), rows.serialize()]
+
+
+def as_copy(parts: list[Bytes]) -> list[Bytes]:
+    """Returns a payload marked as the end of an episode that had come before."""
+    first = bytearray(parts[0])
+    first[_PREFIX.size - 4] = 1
+    return [bytes(first), *parts[1:]]
+
+
+def decode(payload: bytes | memoryview) -> StoredPut:
+    """Inverse of `encode`.
+
+    Raises:
+        DamagedLogError: if the payload is none that this release writes.
+    """
+    data = memoryview(payload)
+    try:
+        text, schema, rows, is_copy = _PREFIX.unpack_from(data)
+        begun = _PREFIX.size
+        header = json.loads(bytes(data[begun : begun + text]))
+        begun += _padded(text)
+        after = begun + _padded(schema)
+        return StoredPut(header, rows, bool(is_copy), data[begun : begun + schema], data[after:])
+    except (ValueError, struct.error) as error:
+        raise DamagedLogError(
+            f"Expected a put in the log, came something else ({error}); start this log with the "
+            f"release that wrote it."
+        ) from None
+
+
+def plain(says: dict[str, Any]) -> bytes:
+    """Returns the payload of a record that is no put."""
+    return json.dumps(says, separators=(",", ":")).encode()
+
+
+def read_schema(data: bytes | memoryview) -> pa.Schema:
+    """Returns the schema of a put that begins an episode."""
+    return pa.ipc.read_schema(pa.py_buffer(data))
+
+
+def read_rows(stored: StoredPut, schema: pa.Schema) -> pa.RecordBatch:
+    """Returns the rows of a put."""
+    return pa.ipc.read_record_batch(pa.py_buffer(stored.body), schema)
+
+
+def _padded(length: int) -> int:
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def _aligned(data: bytes) -> bytes:
+    return data + bytes(_padded(len(data)) - len(data))

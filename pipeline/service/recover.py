@@ -1,0 +1,151 @@
+"""From the segments back to the state that they amount to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.service.assemble import Episodes, Growing, Piece
+from pipeline.service.payload import StoredPut, decode, plain, read_schema
+from pipeline.service.producers import Producers
+from pipeline.service.records import Kind, Record, record_bytes
+from pipeline.service.segments import Place, Segments
+from schemas.errors import DamagedLogError
+from schemas.puts import PutLimits
+
+FORMAT = 1
+
+
+@dataclass
+class Recovered:
+    """What a log held when it was opened."""
+
+    producers: Producers
+    episodes: Episodes
+    server: str | None = None
+    """The log's own id; None for an empty folder."""
+    following: int = 0
+    """Offset of the next record."""
+    sealed: int = -1
+    """Episodes that ended at this offset or before it are in the store."""
+    seconds: float = 0.0
+    orphans: dict[int, str] = field(default_factory=dict)
+    """Ends of episodes whose begins are gone, which is right once they are sealed."""
+    schemas: dict[bytes, pa.Schema] = field(default_factory=dict)
+    """Those read so far; most episodes share one."""
+
+
+def recover(segments: Segments, limits: PutLimits, sealed_by: Callable[[str], int]) -> Recovered:
+    """Replays a log.
+
+    Args:
+        segments: the log's.
+        limits: of episodes.
+        sealed_by: says through which offset the store has the episodes of a log, by its id; -1 for
+            none.
+
+    Raises:
+        DamagedLogError: if records are missing or damaged, or are older than the store knows.
+    """
+    begun = time.perf_counter()
+    found = Recovered(Producers(), Episodes(limits))
+    stored = -1
+    for first, record in segments.recover():
+        if record.kind is Kind.SEGMENT:
+            if found.server is None:
+                stored = _begin(found, record, sealed_by)
+            elif json.loads(bytes(record.payload))["server"] != found.server:
+                raise DamagedLogError(
+                    "Expected the segments of one log, came those of several; keep only one "
+                    "log's in a folder.",
+                    where=str(segments.folder),
+                )
+        elif record.kind is Kind.PUT:
+            _put(found, record, first)
+        elif record.kind is Kind.SEAL:
+            found.sealed = max(found.sealed, json.loads(bytes(record.payload))["through"])
+            found.episodes.seal(found.sealed)
+        else:
+            gone = json.loads(bytes(record.payload))
+            found.episodes.drop((gone["producer"], gone["episode_id"]))
+        found.following = record.offset + 1
+    for offset, episode_id in found.orphans.items():
+        if offset > found.sealed:
+            raise DamagedLogError(
+                f"Expected the begin of the episode {episode_id!r}, which ended at offset "
+                f"{offset}, it is missing; restore the log's oldest segments from a copy.",
+                where=str(segments.folder),
+            )
+    if stored >= found.following:
+        raise DamagedLogError(
+            f"Expected the log up to offset {stored}, which the store has episodes of, came one "
+            f"that ends before {found.following}: an old copy? Start with an empty folder.",
+            where=str(segments.folder),
+        )
+    found.seconds = time.perf_counter() - begun
+    return found
+
+
+def segment_payload(server: str, sealed: int, producers: Producers) -> bytes:
+    """Returns what the first record of a segment says."""
+    says = {
+        "format": FORMAT,
+        "server": server,
+        "sealed": sealed,
+        "producers": producers.snapshot(),
+    }
+    return plain(says)
+
+
+def _begin(found: Recovered, record: Record, sealed_by: Callable[[str], int]) -> int:
+    says = json.loads(bytes(record.payload))
+    if says["format"] != FORMAT:
+        raise DamagedLogError(
+            f"Expected a log of format {FORMAT}, came {says['format']}; start it with the release "
+            f"that wrote it, let that seal everything, then use this one."
+        )
+    found.server = says["server"]
+    found.producers.restore(says["producers"])
+    stored = sealed_by(says["server"])
+    found.sealed = max(says["sealed"], stored)
+    return stored
+
+
+def _put(found: Recovered, record: Record, segment: int) -> None:
+    put = decode(record.payload)
+    header = put.header
+    producer, epoch, episode_id = header["producer"], header["epoch"], header["episode_id"]
+    if found.producers.take(producer, epoch, header["sequence"], record.offset, None):
+        found.episodes.drop_older(producer, epoch)
+    growing = _growing(found, put)
+    if growing is not None:
+        length = len(record.payload)
+        place = Place(segment, record.position, length)
+        piece = Piece(record.offset, put.rows, record_bytes(length), place=place)
+        found.episodes.grow(growing, piece)
+    if not header.get("end"):
+        return
+    if put.is_copy or record.offset <= found.sealed:
+        found.episodes.drop((producer, episode_id))
+    elif growing is None:
+        found.orphans[record.offset] = episode_id
+    else:
+        found.episodes.end(growing, put.facts, None)
+
+
+def _growing(found: Recovered, put: StoredPut) -> Growing | None:
+    """Returns the open episode that a put belongs to; None if its begin is sealed and gone."""
+    header = put.header
+    producer, epoch, episode_id = header["producer"], header["epoch"], header["episode_id"]
+    if header["start"] == 0:
+        text = bytes(put.schema)
+        if text not in found.schemas:
+            found.schemas[text] = read_schema(text)
+        return Growing(producer, epoch, episode_id, found.schemas[text], time.monotonic())
+    known = found.episodes.growing.get((producer, episode_id))
+    is_next = known is not None and known.epoch == epoch and known.rows == header["start"]
+    return known if is_next else None

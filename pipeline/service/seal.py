@@ -1,0 +1,226 @@
+"""Sealing: ended episodes become ordinary commits of the store, each exactly once.
+
+A commit says through which offset of which log it holds the episodes, in its source state, so that
+the store itself tells a restarted service where to go on. Everything before that is the store's:
+an id that it knows with the same content is not added again.
+
+Episodes were acknowledged before they are sealed. One that must not enter a version (NaN, infinite
+values, an id known with other content, fields that fit no spec) goes into quarantine with its
+reason, where `penstock quarantine` shows it: it is not lost, and not in a version.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from pipeline.steps.validate import fault_of
+from pipeline.store import derive, ids, layout
+from pipeline.store.append import Refusal, commit_batch, write_new
+from pipeline.store.ids import Seen
+from pipeline.store.joining import cast_to_fit
+from pipeline.store.specs import join
+from pipeline.store.store import Store
+from schemas.episode import Episode
+from schemas.errors import EpisodeError, NameTakenError, SpecMismatchError
+from schemas.identity import digest
+from schemas.table import EpisodeRow, episode_row
+from schemas.version import Commit, SourceState, State, VersionRef, dataset_spec
+
+ATTEMPTS = 3
+"""How often a seal is tried when other writers change the branch's specs meanwhile."""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What one seal did."""
+
+    version: VersionRef
+    """The version that holds the episodes."""
+    through: int
+    """Episodes that ended at this offset or before it are in the store."""
+    episodes: int
+    """Those that came into a version; those known before and those refused are not among them."""
+    steps: int
+    quarantined: int
+
+
+Offered = Callable[[], Iterable[tuple[int, Episode | Refusal]]]
+"""Yields episodes with the offsets of their ends; called again for another try."""
+
+
+class Sealing:
+    """The store's side of a log."""
+
+    def __init__(self, store: Store, branch: str, new_spec: str | None) -> None:
+        """Opens a branch.
+
+        Args:
+            store: where.
+            branch: to which commits go.
+            new_spec: name of the spec that episodes join which fit none of the branch's.
+
+        Raises:
+            UsageError: if the branch's name is none, or a tag's.
+        """
+        layout.check_name(branch, "branch")
+        derive.check_free(store.catalog, branch, taken_by="tag")
+        self._catalog = store.catalog
+        self._branch = branch
+        self._new_spec = new_spec
+        head, state = self._head()
+        self._known = [self._catalog.id_index(file) for file in state.known]
+        self.version = head.ref if head else None
+        """The branch's version as of the last seal."""
+
+    def sealed_through(self, server: str) -> int:
+        """Returns through which offset the store has a log's episodes; -1 for none."""
+        return _through(self._head()[1], server)
+
+    def seen(self, episode_id: str, content: str) -> Seen:
+        """Says whether the branch, as of the last seal, knows an id, and with which digest."""
+        verdict = ids.classify(self._known, ids.keys([(episode_id, content)]))[0]
+        return Seen(int(verdict))
+
+    def commit(self, server: str, through: int, offered: Offered) -> Sealed:
+        """Commits a log's episodes through an offset, unless they are committed already.
+
+        Args:
+            server: the log's id.
+            through: offset of the last one's end.
+            offered: the episodes that ended after the last seal, in the order of their ends.
+
+        Raises:
+            TransientError: if the store cannot be written now; nothing is lost, try again.
+            SpecMismatchError: if other writers kept changing the branch's specs.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._commit(server, through, offered)
+            except SpecMismatchError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    # -- within --------------------------------------------------------------------------------
+
+    def _head(self) -> tuple[Commit | None, State]:
+        refs = self._catalog.refs
+        head = refs.head(self._branch)
+        if head is None:
+            return None, State()
+        refs.settle(head)  # records are deleted because of it: it must outlive a crash
+        return head, refs.state(head)
+
+    def _commit(self, server: str, through: int, offered: Offered) -> Sealed:
+        head, state = self._head()
+        if head is not None and _through(state, server) >= through:
+            return Sealed(head.ref, through, 0, 0, 0)
+        sorting = _Sorting(state, self._new_spec, server)
+        batch = write_new(self._catalog, self._branch, sorting.healthy(offered), casting="rollouts")
+        name = source_name(server)
+        source = _moved(state, name, server, through, len(batch.rows), sorting.refusals)
+        outcome = commit_batch(
+            self._catalog,
+            replace(batch, refusals=sorting.refusals, sources={name: source}),
+            branch=self._branch,
+            message=f"seal {len(batch.rows)} rollouts",
+            run_id=f"{server}-{through}",
+            new_spec=self._new_spec,
+            casting="rollouts",
+        )
+        made = outcome.commit or self._head()[0]
+        assert made is not None
+        self._known = [
+            self._catalog.id_index(file) for file in self._catalog.refs.state(made).known
+        ]
+        self.version = made.ref
+        steps = sum(row.length for row in outcome.added)
+        return Sealed(made.ref, through, len(outcome.added), steps, len(outcome.refusals))
+
+
+class _Sorting:
+    """Tells episodes that fit a state from those that must not enter it."""
+
+    def __init__(self, state: State, new_spec: str | None, server: str) -> None:
+        self._state = state
+        self._specs = {name: dataset_spec(one) for name, one in state.specs.items()}
+        self._new_spec = new_spec
+        self._server = server
+        self.refusals: list[Refusal] = []
+
+    def healthy(self, offered: Offered) -> Iterator[tuple[Episode, EpisodeRow]]:
+        """Yields the episodes that may come in, with their rows."""
+        for offset, came in offered():
+            if isinstance(came, Refusal):
+                self.refusals.append(came)
+                continue
+            episode = came
+            if episode.source_key is None:
+                episode = episode.replace(source_key=f"{source_name(self._server)}#{offset}")
+            fault = fault_of(episode)
+            if fault is not None:
+                self.refusals.append(refusal(episode, fault.code, fault.message))
+                continue
+            try:
+                fits = cast_to_fit(episode, state=self._state, casting="rollouts")
+                where = source_name(self._server)
+                name, joined = join(self._specs, fits.spec, self._new_spec, where)
+            except (SpecMismatchError, NameTakenError) as error:
+                self.refusals.append(refusal(episode, "spec_mismatch", error.message))
+                continue
+            self._specs[name] = joined
+            yield episode, episode_row(episode)
+
+
+def refusal(episode: Episode, code: str, message: str) -> Refusal:
+    """Returns what quarantine says of an episode."""
+    return Refusal(
+        source=episode.source,
+        source_key=episode.source_key,
+        episode_id=episode.episode_id,
+        digest=digest(episode),
+        code=code,
+        message=message,
+    )
+
+
+def unreadable(server: str, offset: int, episode_id: str, error: EpisodeError) -> Refusal:
+    """Returns what quarantine says of an episode whose rows make none."""
+    return Refusal(
+        source=None,
+        source_key=f"{source_name(server)}#{offset}",
+        episode_id=episode_id,
+        digest=None,
+        code=error.code,
+        message=error.message,
+    )
+
+
+def source_name(server: str) -> str:
+    """Returns the name under which a branch remembers a log."""
+    return f"rollouts/{server}"
+
+
+def _through(state: State, server: str) -> int:
+    source = state.sources.get(source_name(server))
+    return int(source.metadata["offset"]) if source else -1
+
+
+def _moved(
+    state: State, name: str, server: str, through: int, episodes: int, refusals: list[Refusal]
+) -> SourceState:
+    """Returns what the branch is to remember of a log."""
+    before = state.sources.get(name)
+    codes = Counter(before.quarantined if before else {})
+    codes.update(one.code for one in refusals)
+    return SourceState(
+        format="rollouts",
+        where=name,
+        identity=server,
+        fingerprint=str(through),
+        metadata={"offset": through},
+        episodes=(before.episodes if before else 0) + episodes,
+        quarantined=dict(codes),
+    )
