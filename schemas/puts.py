@@ -253,7 +253,7 @@ def check_rows(rows: pa.RecordBatch, layout: RowLayout, limits: PutLimits) -> No
 def _has_nulls(column: pa.Array) -> bool:
     if column.null_count:
         return True
-    return pa.types.is_fixed_size_list(column.type) and column.flatten().null_count > 0
+    return bool(pa.types.is_fixed_size_list(column.type) and column.flatten().null_count)
 
 
 def row_width(layout: RowLayout) -> int:

@@ -87,4 +87,7 @@ class Producers:
 
     def restore(self, snapshot: Mapping[str, list[int]]) -> None:
         """Takes over what `snapshot` returned."""
-        self._known = {name: Producer(*values) for name, values in snapshot.items()}
+        self._known = {
+            name: Producer(epoch, sequence, offset)
+            for name, (epoch, sequence, offset) in snapshot.items()
+        }

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeAlias
 
 import google_crc32c
 import pyarrow as pa
@@ -27,7 +28,7 @@ ALIGNMENT = 8
 MAX_PAYLOAD = 1 << 28
 """The longest payload; longer ones are refused unread."""
 
-Bytes = bytes | memoryview | pa.Buffer
+Bytes: TypeAlias = "bytes | memoryview | pa.Buffer"
 
 
 class Kind(IntEnum):

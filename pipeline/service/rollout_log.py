@@ -7,8 +7,8 @@ outlives any crash: after a restart the log knows what is open, what waits, and 
 
 What a client must do: number its puts, keep an episode until its end is acknowledged, and, when it
 connects anew or is told `ResendError`, begin a larger epoch and send its open episodes again. A put
-that is refused (by any error but `OutOfTimeError` and `LogFailedError`, which leave it open) was not
-taken: its number is still to come.
+that `put` refuses was not taken: its number is still to come. After an error of `wait` nobody knows,
+and the client begins a larger epoch.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class RolloutLogConfig:
     disk_reserve_bytes: int = 1 << 30
     """Room on the disk below which puts are refused."""
     abandon_after: float = 3600.0
-    """Seconds after which an open episode that nobody adds to is given up, for it holds segments."""
+    """Seconds after which an open episode that nobody adds to is given up: it holds segments."""
     intake: IntakeConfig = field(default_factory=IntakeConfig)
 
 
@@ -317,7 +317,7 @@ class RolloutLog:
                 "unsealed_episodes": len(intake.episodes.ended),
                 "unsealed_bytes": intake.episodes.bytes,
                 "unsealed_seconds": 0.0 if oldest is None else time.monotonic() - oldest,
-                "log_bytes": self._segments.bytes,
+                "log_bytes": self._segments.size,
                 "free_bytes": self._admission.free_bytes(),
                 "refusals": intake.group.refusals,
                 "recovery_seconds": self.recovery_seconds,

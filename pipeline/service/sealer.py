@@ -1,4 +1,4 @@
-"""The thread that seals: every so often, earlier when much waits, and again when it did not work."""
+"""The thread that seals: every so often, earlier when much waits, again when it did not work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Sealer:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._is_over:
+        while True:
             self._wanted.wait(self._every)
             self._wanted.clear()
             if self._is_over:

@@ -1,4 +1,4 @@
-"""The log's folder: segment files that are only appended to, read back whole, deleted from the front.
+"""The log's folder: segment files, appended to, read back whole, deleted from the front.
 
 A segment is named by the offset of its first record. It is complete and durable before the next
 one is made, so only the last can end in a torn record. A segment's name is durable before anything
@@ -82,7 +82,7 @@ class Segments:
         }
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """What all segments take on the disk."""
         return sum(self._sizes.values())
 
