@@ -68,8 +68,7 @@ class StreamDataset(IterableDataset[Any]):
                 "make a new DataLoader, or leave out persistent_workers."
             )
         for batch in self._batches(worker.id, worker.num_workers):
-            # A view into many batches would take them all along to the other process.
-            yield _mapped(batch, lambda tensor: tensor.clone(memory_format=torch.contiguous_format))
+            yield _mapped(batch, _own)
 
     def __len__(self) -> int:
         if self._steps is None:
@@ -169,8 +168,18 @@ class TransitionDataset(Dataset[Any]):
         return [_row(batch, at) for at in range(len(numbers))]
 
 
+def as_is(batch: Any) -> Any:
+    """Returns what it is given: the `collate_fn` for TensorDicts, which torch's own cannot take."""
+    return batch
+
+
 def _row(batch: Any, at: int) -> Any:
     return _mapped(batch, lambda array: array[at])
+
+
+def _own(array: Any) -> Any:
+    """A copy, as a view into many batches would take them all along to another process."""
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
 def _mapped(tree: Any, change: Any) -> Any:

@@ -121,7 +121,7 @@ class Image:
         (height, width), (h, w) = self.resized, self.cut
         top, left = (height - h) // 2, (width - w) // 2
         if drawn is None:
-            return images if (h, w) == (height, width) else images[:, top : top + h, left : left + w]
+            return images[:, top : top + h, left : left + w]
         if self.asked.shift:
             drawn = drawn[0] + top - self.asked.shift, drawn[1] + left - self.asked.shift
         # Beyond the edge the nearest pixel stands in: what padding by repetition would show.
