@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.store.store import open_store
     from pipeline.stream.loader import Stream
+    from pipeline.stream.ranks import stream_ranks
     from schemas.episode import Episode
 
 __version__ = "0.1.0"
-__all__ = ["Episode", "Stream", "__version__", "open_store"]
+__all__ = ["Episode", "Stream", "__version__", "open_store", "stream_ranks"]
 
 _HOMES = {
     "Episode": "schemas.episode",
     "Stream": "pipeline.stream.loader",
     "open_store": "pipeline.store.store",
+    "stream_ranks": "pipeline.stream.ranks",
 }
 
 

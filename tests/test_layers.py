@@ -42,8 +42,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
 """Each part, and what of ours it may import besides itself."""
 
 HEAVY: dict[str, tuple[str, ...]] = {
-    "torch": ("pipeline.stream.torch_adapter", "pipeline.stream.views.torchrl", "learners"),
-    "tensordict": ("pipeline.stream.views.torchrl",),
+    "torch": (
+        *("pipeline.stream.torch_adapter", "pipeline.stream.views.torchrl", "learners"),
+        *("pipeline.stream.datasets", "pipeline.stream.ranks", "pipeline.stream.torch_transforms"),
+    ),
+    "tensordict": ("pipeline.stream.views.torchrl", "pipeline.stream.tensordicts"),
     "torchrl": ("pipeline.stream.views.torchrl",),
     "d3rlpy": ("pipeline.stream.views.d3rlpy",),
     "lerobot": ("pipeline.stream.views.lerobot",),
