@@ -119,7 +119,7 @@ def puts_of(
 def _cuts(episode: Episode, layout: RowLayout, put_bytes: int) -> list[int]:
     """Returns where puts begin, and the number of rows."""
     rows = episode.length + 1
-    sizes = np.full(rows, row_width(layout))
+    sizes = np.full(rows, layout.plain_bytes)
     for packed in episode.arrays.values():
         if isinstance(packed, Packed):
             own = np.diff(packed.offsets)
@@ -170,13 +170,13 @@ def check_schema(schema: pa.Schema, limits: PutLimits) -> RowLayout:
             f"{limits.schema_bytes} bytes, came {len(schema)} and {len(text)}."
         )
     layout = _layout(text)
-    width = row_width(layout)
+    width = layout.plain_bytes
     if width > limits.row_bytes:
         raise TooLargeError(
             f"Expected rows of at most {limits.row_bytes} bytes, came {width}; send pictures "
             f"encoded, or leave fields out."
         )
-    if not arrow_schema(layout).equals(schema, check_metadata=True):
+    if not _schema(text).equals(schema, check_metadata=True):
         raise PutError(
             f"Expected the columns of [{layout.spec}] with its flags and nothing else, came "
             f"others; make batches with schemas.puts."
@@ -184,7 +184,13 @@ def check_schema(schema: pa.Schema, limits: PutLimits) -> RowLayout:
     return layout
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
+def _schema(text: bytes) -> pa.Schema:
+    """Returns the schema of a layout whose rows are not too large."""
+    return arrow_schema(_layout(text))
+
+
+@functools.lru_cache(maxsize=64)
 def _layout(text: bytes) -> RowLayout:
     try:
         document = _LayoutDocument.model_validate_json(text)
@@ -228,8 +234,8 @@ def check_rows(rows: pa.RecordBatch, layout: RowLayout, limits: PutLimits) -> No
         TooLargeError: for more rows or bytes than the limits say.
         PutError: for a batch that contradicts itself, has nulls, or no rows.
     """
-    width = row_width(layout)
     count = rows.num_rows
+    width = layout.plain_bytes
     if count > limits.put_rows or count * width > limits.put_bytes:
         raise TooLargeError(
             f"Expected at most {limits.put_rows} rows and {limits.put_bytes} bytes in a put, came "
@@ -253,12 +259,9 @@ def check_rows(rows: pa.RecordBatch, layout: RowLayout, limits: PutLimits) -> No
 def _has_nulls(column: pa.Array) -> bool:
     if column.null_count:
         return True
-    return bool(pa.types.is_fixed_size_list(column.type) and column.flatten().null_count)
-
-
-def row_width(layout: RowLayout) -> int:
-    """Returns the bytes of the plain arrays of one row."""
-    return sum(field.row_bytes for field in layout.fields.values() if field.encoding == "raw")
+    if not pa.types.is_fixed_size_list(column.type) or not column.values.null_count:
+        return False
+    return bool(column.flatten().null_count)  # of these rows, not of those beside them
 
 
 # -- puts to episode ---------------------------------------------------------------------------

@@ -47,6 +47,11 @@ class RowLayout:
         """Bytes of one row, all arrays together."""
         return sum(field.row_bytes for field in self.fields.values())
 
+    @cached_property
+    def plain_bytes(self) -> int:
+        """Bytes of the plain arrays of one row: what it takes besides encoded ones."""
+        return sum(field.row_bytes for field in self.fields.values() if field.encoding == "raw")
+
 
 def layout_of(episode: Episode) -> RowLayout:
     """Returns the row layout of one episode."""

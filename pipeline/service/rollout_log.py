@@ -7,8 +7,8 @@ outlives any crash: after a restart the log knows what is open, what waits, and 
 
 What a client must do: number its puts, keep an episode until its end is acknowledged, and, when it
 connects anew or is told `ResendError`, begin a larger epoch and send its open episodes again. A put
-that `put` refuses was not taken: its number is still to come. After an error of `wait` nobody knows,
-and the client begins a larger epoch.
+that `put` refuses was not taken: its number is still to come. After an error of `wait` the put may be
+there or not: the client sends it again, or begins a larger epoch.
 """
 
 from __future__ import annotations

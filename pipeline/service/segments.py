@@ -104,11 +104,11 @@ class Segments:
         """
         for first, following in itertools.zip_longest(self.firsts, self.firsts[1:]):
             data = self._path(first).read_bytes()
+            records = read_records(data, first)
             if following is None:
-                self._settle(first, data)
-                data = data[: self._sizes.get(first, 0)]
+                records = iter(self._settle(first, data))
             reached = first
-            for record in read_records(data, first):
+            for record in records:
                 reached = record.offset + 1
                 yield first, record
             if following is not None and reached != following:
@@ -119,11 +119,10 @@ class Segments:
                     where=str(self._path(first)),
                 )
 
-    def _settle(self, first: int, data: bytes) -> None:
-        """Cuts a torn end off the last segment and makes the rest durable."""
-        reached, end = first, 0
-        for record in read_records(data, first):
-            reached, end = record.offset + 1, record.end
+    def _settle(self, first: int, data: bytes) -> list[Record]:
+        """Cuts a torn end off the last segment and makes the rest durable; returns its records."""
+        records = list(read_records(data, first))
+        reached, end = (records[-1].offset + 1, records[-1].end) if records else (first, 0)
         if durable_after(data, end) > reached:
             raise DamagedLogError(
                 f"Expected the log's record {reached}, which was acknowledged, came a damaged one; "
@@ -144,6 +143,7 @@ class Segments:
                 os.close(handle)
             self._sizes[first] = end
         self._disk.sync_dir(self.folder)
+        return records
 
     def read(self, place: Place) -> bytes:
         """Returns a record's payload.
