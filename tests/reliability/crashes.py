@@ -3,7 +3,7 @@
 The model takes no more for granted than POSIX does. A name is on the disk for sure only after its
 folder was synced; until then any subset of the changes of any folders may be there. The content of
 a file is sure only after the file was synced; until then it may be empty, cut, zeros of the right
-length, or all there. A folder whose own name is lost takes everything in it along.
+length, or all there; what was synced of it before stays. A folder whose own name is lost takes everything in it along.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ class Node:
     content: bytes = b""
     synced: bytes | None = b""
     """None while the content is not sure."""
+    sure: int = 0
+    """So many bytes at the begin are synced, whatever comes behind them."""
+    uncut: bytes | None = None
+    """What the file was before it was truncated, while that may be undone."""
     names: dict[str, Node] = field(default_factory=dict)
     """Of a folder: the names that are on the disk for sure."""
     pending: list[tuple[str, Node | None, str]] = field(default_factory=list)
@@ -61,6 +65,12 @@ class Model:
         elif call.verb == "fsync":
             node = folder.current()[name]
             node.synced = node.content
+            node.sure, node.uncut = len(node.content), None
+        elif call.verb == "truncate":
+            node = folder.current()[name]
+            node.uncut, node.synced = node.content, None
+            node.content = node.content[: call.size]
+            node.sure = min(node.sure, call.size)
         elif call.verb == "sync_dir":
             node = self._folder(call.path)
             node.names, node.pending = node.current(), []
@@ -194,5 +204,6 @@ def _changed(
 
 
 def _content(file: Node, variant: int) -> bytes:
-    whole = file.content
-    return (b"", whole[: len(whole) // 2], bytes(len(whole)), whole)[variant]
+    sure, rest = file.content[: file.sure], file.content[file.sure :]
+    lost = sure if file.uncut is None else file.uncut
+    return (lost, sure + rest[: len(rest) // 2], sure + bytes(len(rest)), file.content)[variant]

@@ -20,17 +20,22 @@ class Call:
     """One system call on a file or folder; paths are relative to the watched folder."""
 
     verb: str
-    """`mkdir create write fsync sync_dir link rename unlink rmdir`, or `note`."""
+    """`mkdir create write truncate fsync sync_dir link rename unlink rmdir`, or `note`."""
     path: str
     to: str = ""
     data: bytes = b""
+    size: int = 0
+    """Of a truncated file."""
     note: Any = None
 
 
 Before = Callable[[int, Call], int | None]
 """Called before each call with its number; may raise, or return how much of a write to do."""
 
-VERBS = ("open", "write", "fsync", "fdatasync", "close", "mkdir", "link", "rename", "replace")
+VERBS = (
+    *("open", "write", "writev", "ftruncate", "fsync", "fdatasync", "close"),
+    *("mkdir", "link", "rename", "replace"),
+)
 
 
 class Kernel:
@@ -100,6 +105,17 @@ class Kernel:
             data = bytes(data)[:allowed]
         self._say(Call("write", path, data=bytes(data)))
         return int(self._real["write"](handle, data))
+
+    def _writev(self, handle: int, buffers: Any) -> int:
+        return self._write(handle, b"".join(bytes(memoryview(one)) for one in buffers))
+
+    def _ftruncate(self, handle: int, size: int) -> None:
+        path = self._handles.get(handle)
+        if path is not None:
+            call = Call("truncate", path, size=size)
+            self._ask(call)
+            self._say(call)
+        self._real["ftruncate"](handle, size)
 
     def _fsync(self, handle: int) -> None:
         path = self._handles.get(handle)
