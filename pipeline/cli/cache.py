@@ -47,9 +47,10 @@ def list_(cache_dir: CacheDir = None, json: Json = False) -> None:
         emit({"caches": [_told(cached) for cached in found]})
         return
     rows = [
-        (one.store[:8], one.folder.name, size(one.size), _when(one), one.in_use) for one in found
+        (one.store[:8], one.folder.name, size(one.size), _when(one), one.in_use, one.erased)
+        for one in found
     ]
-    table(["store", "records", "size", "used", "in use"], rows)
+    table(["store", "records", "size", "used", "in use", "blocks erased"], rows)
     note(f"{size(sum(one.size for one in found))} in {cache_root(cache_dir)}")
 
 
@@ -90,6 +91,7 @@ def _told(cached: Cached) -> dict[str, object]:
         "bytes": cached.size,
         "used": _when(cached).isoformat(),
         "in_use": cached.in_use,
+        "blocks_erased": cached.erased,
     }
 
 

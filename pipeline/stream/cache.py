@@ -12,28 +12,32 @@ lock on it as long as the mapping lives, so that eviction leaves it alone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
-import json
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
 
+from pipeline.stream.cache_index import (
+    INDEX,
+    LOCK,
+    RECORDS,
+    CachedBlock,
+    damaged,
+    disk_errors,
+    locked,
+    read_index,
+    write_index,
+)
 from pipeline.stream.record import WORD, RecordLayout
-from schemas.errors import DamagedCacheError, DamagedStoreError, DiskFullError, UsageError
+from schemas.errors import DamagedStoreError
 
-FORMAT = 1
-LOCK = "lock"  # who fills holds it; its time of change is that of the last use
-RECORDS = "rows.bin"
-INDEX = "index.json"
 SAVE_EVERY = 256 << 20  # bytes of records between two replacements of the index while filling
 
 
@@ -48,16 +52,6 @@ Pack = Callable[[str], Iterable[np.ndarray]]
 """Makes the records of a block in pieces, (n, words) int32 each; called from several threads."""
 
 
-@dataclass(frozen=True)
-class CachedBlock:
-    """Where one block of the store lies in the cache."""
-
-    start: int
-    """First row."""
-    rows: int
-    crc32c: int
-
-
 class PackedCache:
     """One cache file with its index.
 
@@ -66,6 +60,7 @@ class PackedCache:
         layout: the record.
         verified: blocks whose checksums need not be compared again; grows.
         threads: how many blocks are packed at once.
+        files: key of the store's file that each block is packed from.
     """
 
     def __init__(
@@ -74,13 +69,14 @@ class PackedCache:
         layout: RecordLayout,
         verified: set[str] | None = None,
         threads: int = 1,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.layout = layout
         self.path = folder / RECORDS
-        self._index = folder / INDEX
         self._verified = set() if verified is None else verified
         self._threads = threads
+        self._files = files or {}
 
     def hold(
         self,
@@ -120,19 +116,12 @@ class PackedCache:
         known = self.blocks()
         if known.keys() >= rows.keys():
             return known
-        with self._lock():
+        with locked(self.folder):
             return self._fill(rows, pack, progress)
 
     def blocks(self) -> dict[str, CachedBlock]:
         """Returns which blocks the cache holds."""
-        try:
-            with _disk_errors(self.folder):
-                document = json.loads(self._index.read_text())
-            return {name: CachedBlock(*entry) for name, entry in document["blocks"].items()}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged("an index that can be read", "something else") from error
+        return read_index(self.folder)[0]
 
     def open(self, wanted: Sequence[CachedBlock]) -> np.ndarray:
         """Returns the records up to the end of the wanted blocks, (rows, words) int32, read-only.
@@ -147,19 +136,23 @@ class PackedCache:
             with self.path.open("rb") as file:
                 # The mapping keeps a duplicate of this descriptor, and with it the lock.
                 fcntl.flock(file, fcntl.LOCK_SH)
-                if not os.fstat(file.fileno()).st_nlink:
+                if not os.fstat(file.fileno()).st_nlink or not self._has(wanted):
                     raise _EvictedError
                 size = os.fstat(file.fileno()).st_size
                 if size < rows * self.layout.size:
-                    raise self._damaged(f"{rows * self.layout.size} bytes", f"{size}")
+                    raise damaged(self.folder, f"{rows * self.layout.size} bytes", f"{size}")
                 mapped = mmap.mmap(file.fileno(), rows * self.layout.size, prot=mmap.PROT_READ)
         except FileNotFoundError:
-            if not self._index.exists():
+            if not (self.folder / INDEX).exists():
                 raise _EvictedError from None
-            raise self._damaged("the records that the index names", "none") from None
+            raise damaged(self.folder, "the records that the index names", "none") from None
         with contextlib.suppress(OSError):  # of another user, perhaps; then it looks unused
             os.utime(self.folder / LOCK)
         return np.frombuffer(mapped, WORD).reshape(rows, self.layout.words)
+
+    def _has(self, wanted: Sequence[CachedBlock]) -> bool:
+        """False if the file was replaced, or deleted, since its index was read."""
+        return set(wanted) <= set(self.blocks().values())
 
     def verify(self, records: np.ndarray, wanted: dict[str, CachedBlock]) -> None:
         """Compares blocks with their checksums, each once.
@@ -171,8 +164,8 @@ class PackedCache:
             if name not in self._verified:
                 came = checksum(records[block.start : block.start + block.rows])
                 if came != block.crc32c:
-                    raise self._damaged(
-                        f"the checksum {block.crc32c:08x} for {name}", f"{came:08x}"
+                    raise damaged(
+                        self.folder, f"the checksum {block.crc32c:08x} for {name}", f"{came:08x}"
                     )
                 self._verified.add(name)
 
@@ -184,7 +177,9 @@ class PackedCache:
         pack: Pack,
         progress: Progress | None,
     ) -> dict[str, CachedBlock]:
-        known = self.blocks()  # again: another process may have filled while we waited
+        known, said = read_index(self.folder)  # again: another process may have filled it
+        if not known:  # whoever maps a file that was here before keeps it as it is
+            self.path.unlink(missing_ok=True)
         missing = {name: count for name, count in rows.items() if name not in known}
         start = max((block.start + block.rows for block in known.values()), default=0)
         starts = list(itertools.accumulate(missing.values(), initial=start))[: len(missing)]
@@ -200,8 +195,8 @@ class PackedCache:
                 known[name] = block = written.result()
                 unsaved += block.rows * self.layout.size
                 if unsaved >= SAVE_EVERY or done == len(missing):
-                    with _disk_errors(self.folder), self._writable() as file:
-                        self._save(file, known)
+                    with disk_errors(self.folder), self._writable() as file:
+                        self._save(file, known, said.get("erased", 0))
                         unsaved = 0
                 self._verified.add(name)
                 if progress is not None:
@@ -217,12 +212,12 @@ class PackedCache:
             at += len(records)
             if at > rows:
                 break
-            with _disk_errors(self.folder), self._writable() as file:
+            with disk_errors(self.folder), self._writable() as file:
                 _write(file, records, (start + at - len(records)) * self.layout.size)
             crc = checksum(records, crc)
         if at != rows:
             raise DamagedStoreError(f"Expected {rows} rows of the block {name}, came {at}.")
-        return CachedBlock(start, rows, crc)
+        return CachedBlock(start, rows, crc, self._files.get(name, ""))
 
     @contextlib.contextmanager
     def _writable(self) -> Iterator[int]:
@@ -232,43 +227,9 @@ class PackedCache:
         finally:
             os.close(file)
 
-    def _save(self, file: int, known: dict[str, CachedBlock]) -> None:
+    def _save(self, file: int, known: Mapping[str, CachedBlock], erased: int) -> None:
         os.fdatasync(file)
-        document: dict[str, Any] = {
-            "format": FORMAT,
-            "record": asdict(self.layout),
-            "blocks": {name: list(asdict(block).values()) for name, block in known.items()},
-        }
-        fresh = self._index.with_name(f"index.{os.getpid()}.tmp")
-        with fresh.open("w") as out:
-            json.dump(document, out)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(self._index)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with _disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            with _disk_errors(self.folder):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
-    def _damaged(self, expected: str, came: str) -> DamagedCacheError:
-        return DamagedCacheError(
-            f"Expected {expected} in the stream cache, came {came}; delete the folder "
-            f"{self.folder} and stream again, it is made anew from the store.",
-            where=str(self.path),
-        )
+        write_index(self.folder, asdict(self.layout), known, erased)
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -288,24 +249,3 @@ def _write(file: int, records: np.ndarray, position: int) -> None:
     while data:
         written = os.pwrite(file, data, position)
         data, position = data[written:], position + written
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turns what a disk may answer into errors that say what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(
-                f"Expected room for the stream cache in {folder}, came a full disk or quota; free "
-                f"some, or set PENSTOCK_CACHE to a folder on a larger disk.",
-                where=str(folder),
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOLCK):
-            raise UsageError(
-                f"Expected a folder for the stream cache that can be written and locked, came "
-                f"{folder} ({error.strerror}); set PENSTOCK_CACHE to another one.",
-                where=str(folder),
-            ) from error
-        raise

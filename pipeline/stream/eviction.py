@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.stream.cache import INDEX, LOCK, RECORDS
+from pipeline.stream.cache_index import INDEX, LOCK, RECORDS, read_index
+from pipeline.stream.forgetting import FRESH
+from schemas.errors import DamagedCacheError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Cached:
     """When it was last filled or opened, seconds since 1970."""
     in_use: bool
     """Whether a process maps or fills it."""
+    erased: int = 0
+    """Blocks that were taken out of it so far because they held erased episodes."""
 
     @property
     def store(self) -> str:
@@ -46,7 +50,8 @@ def caches(root: Path) -> list[Cached]:
         with contextlib.suppress(FileNotFoundError):
             used = max(_changed(folder / LOCK), records.stat().st_mtime)
             with _alone(folder) as alone:
-                found.append(Cached(folder, records.stat().st_size, used, not alone))
+                size = records.stat().st_size
+                found.append(Cached(folder, size, used, not alone, _erased(folder)))
     return sorted(found, key=lambda cached: -cached.used)
 
 
@@ -86,6 +91,7 @@ def _delete(folder: Path) -> bool:
         if alone:
             (folder / INDEX).unlink(missing_ok=True)  # first, so that nothing names what is gone
             (folder / RECORDS).unlink(missing_ok=True)
+            (folder / FRESH).unlink(missing_ok=True)
         return alone
 
 
@@ -109,3 +115,10 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _erased(folder: Path) -> int:
+    try:
+        return int(read_index(folder)[1].get("erased", 0))
+    except DamagedCacheError:
+        return 0

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.store.reader import EpisodeIndex
-from pipeline.stream.cache import CachedBlock
+from pipeline.stream.cache_index import CachedBlock
 from schemas.errors import UsageError
 
 

@@ -103,7 +103,8 @@ def _some(encoded: Rows, rows: np.ndarray) -> Rows:
     if isinstance(encoded, Video):
         index, times = encoded.index[rows], encoded.timestamps[rows]
         return Video(encoded.spec, encoded.media, index, times)
-    return encoded[rows]
+    found: np.ndarray = encoded[rows]
+    return found
 
 
 def _read_once(rows: Rows) -> Rows:

@@ -12,8 +12,10 @@ import numpy as np
 from pipeline.store.reader import EpisodeIndex, Version
 from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
-from pipeline.stream.cache import CachedBlock, Pack, PackedCache, Progress, cache_root
+from pipeline.stream.cache import Pack, PackedCache, Progress, cache_root
+from pipeline.stream.cache_index import CachedBlock
 from pipeline.stream.fetching import read_fields, window_over
+from pipeline.stream.forgetting import forget_erased
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
 from pipeline.stream.pictures import is_picture
@@ -126,7 +128,10 @@ def open_rows(
         pack = functools.partial(_pack, version, blocks, layout)
         rows_of = {name: blocks[name].rows for name in names}
         folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
-        cache = PackedCache(folder, layout, verified, pack_threads(config))
+        erasures = version.store.erasures
+        forget_erased(folder.parent, erasures.rewrites.keys())
+        files = {name: erasures.resolve(blocks[name].file).key for name in names}
+        cache = PackedCache(folder, layout, verified, pack_threads(config), files)
         held = _in_cache(cache, config, rows_of, pack, progress)
     transitions = _transitions(version, config, index, held.blocks, kept)
     dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.stream.cache import CachedBlock
+from pipeline.stream.cache_index import CachedBlock
 from pipeline.stream.pictures import Pictures, decode_into
 from pipeline.stream.record import WORD, RecordLayout
 from schemas.errors import UsageError
@@ -163,13 +163,16 @@ class WindowedRecords:
     def _wait_for(self, blocks: Sequence[int]) -> dict[int, Pictures]:
         """Returns what is encoded of some blocks, once they are there."""
         for block in blocks:
+            if block in self._held and _has_failed(self._held[block][1]):
+                del self._held[block]  # before it was needed; what was the matter may have passed
+        for block in blocks:
             if block not in self._held:
                 self._fetch(block, set(blocks))
         for block in blocks:
             if not self._held[block][1].done():
                 wait([self._held[block][1]])
             slot, fetched = self._held.pop(block)
-            fetched.result()  # one that failed is forgotten, so that the next call tries again
+            fetched.result()  # one that fails is forgotten, so that the next call tries again
             self._held[block] = slot, fetched
         return {block: self._held[block][1].result() for block in blocks}
 
@@ -197,6 +200,10 @@ class WindowedRecords:
             self._threads = _threads(self.fetches)
             weakref.finalize(self, self._threads.shutdown, wait=False, cancel_futures=True)
         return self._threads
+
+
+def _has_failed(fetched: Future[Pictures]) -> bool:
+    return fetched.done() and fetched.exception() is not None
 
 
 def _threads(count: int) -> ThreadPoolExecutor:

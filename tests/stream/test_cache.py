@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +212,31 @@ def test_a_fill_that_is_killed_goes_on_where_its_index_ends(tmp_path: Path, save
     check_contents(cache, names)
 
 
+@pytest.mark.parametrize("seed", range(20 if os.environ.get("PENSTOCK_LONG") else 1))
+def test_fillers_that_are_killed_at_any_moment_leave_a_cache_to_complete(
+    tmp_path: Path, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    names = [str(number) for number in range(100)]
+    several = [fill(tmp_path, 0.02, list(random.permutation(names))) for _ in range(3)]
+    told = {process.stdout: process for process in several}
+    while told:
+        (packs, *_), _, _ = select.select(list(told), [], [])  # the others wait for it
+        time.sleep(random.uniform(0, 0.1))
+        process = told.pop(packs)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    survived = PackedCache(tmp_path, LAYOUT).blocks()
+    assert 3 <= len(survived) < 100
+    check_contents(PackedCache(tmp_path, LAYOUT), list(survived))
+    whole = fill(tmp_path, 0, names)
+    whole.communicate()
+    assert whole.returncode == 0
+    check_contents(PackedCache(tmp_path, LAYOUT), names)
+    assert (tmp_path / "rows.bin").stat().st_size == 100 * 50 * LAYOUT.size
+    assert {file.name for file in tmp_path.iterdir()} == {"index.json", "lock", "rows.bin"}
+
+
 def test_two_processes_that_fill_at_once_pack_each_block_once(tmp_path: Path) -> None:
     names = [str(number) for number in range(12)]
     both = [fill(tmp_path, 0.02, names), fill(tmp_path, 0.02, names[::-1])]
@@ -236,6 +263,26 @@ def test_a_full_disk_is_an_error_that_keeps_what_was_there(tmp_path: Path) -> No
     check_contents(cache, ["1"])
     cache.ensure({"1": 50, "2": 50}, pieces)
     check_contents(cache, ["1", "2"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_real_disk_that_is_full_breaks_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        cache = PackedCache(disk / "cache", LAYOUT)
+        cache.ensure({"1": 50}, pieces)
+        rows = dict.fromkeys(map(str, range(1, 100)), 50)
+        for _ in range(2):
+            with pytest.raises(DiskFullError, match="penstock cache clear"):
+                cache.ensure(rows, pieces)
+        check_contents(cache, list(cache.blocks()))
+        assert "1" in cache.blocks()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.store.reader import EpisodeIndex
-from pipeline.stream.cache import CachedBlock
+from pipeline.stream.cache_index import CachedBlock
 from pipeline.stream.index import TransitionIndex, transition_index
 from schemas.episode import has_transition
 

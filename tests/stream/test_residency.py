@@ -25,7 +25,8 @@ from pipeline.cli.main import app
 from pipeline.store.reader import Version
 from pipeline.store.store import Store
 from pipeline.stream import fetching, residency, windowed
-from pipeline.stream.cache import CachedBlock, PackedCache
+from pipeline.stream.cache import PackedCache
+from pipeline.stream.cache_index import CachedBlock
 from pipeline.stream.eviction import Cached, caches, evict
 from pipeline.stream.fetching import read_fields
 from pipeline.stream.loader import Stream

@@ -1,0 +1,111 @@
+"""A window of blocks over a store in S3: the batches of a local one, whatever the network does."""
+
+from __future__ import annotations
+
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from pipeline.store.catalog import Catalog
+from pipeline.store.patience import Patience
+from pipeline.store.s3 import S3Objects
+from pipeline.store.store import Store, open_store
+from pipeline.stream.loader import Stream
+from schemas.errors import DamagedStoreError, TransientError
+from tests.store.remote_fixtures import Bucket, bucket, moto  # noqa: F401
+from tests.store.servers import Request, Trouble, once
+from tests.stream.conftest import made_episode, made_episodes
+from tests.stream.test_residency import sha_of
+
+FORM: dict[str, Any] = {"sampler": "shuffle", "shuffle_window": 2, "batch_size": 40}
+QUICK = Patience(tries=3, first=0.01, longest=0.02)
+
+
+def fill(store: Store) -> Store:
+    """Adds eight blocks, the last of them a shard, the others tails."""
+    for start in range(0, 70, 10):
+        store.append(made_episodes(range(start, start + 10), seed=start))
+    store.append([made_episode(99, 5_000)])
+    return store
+
+
+@pytest.fixture
+def remote(bucket: Bucket, cache_dir: Path) -> Store:  # noqa: F811
+    return fill(open_store(bucket.url, create=True))
+
+
+def stream(store: Store, **settings: Any) -> Stream:
+    return Stream(store.version(), framework="numpy", **{**FORM, **settings})
+
+
+def is_block(request: Request) -> bool:
+    return request.method == "GET" and ("/shards/" in request.path or "/tails/" in request.path)
+
+
+def test_batches_are_those_of_a_local_store(
+    remote: Store,
+    bucket: Bucket,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    local = stream(fill(open_store(tmp_path / "local", create=True)), residency="mmap")
+    steps = local.transitions // 40 * 2
+    whole = sha_of([local], steps)
+    bucket.proxy.trouble = once(is_block, Trouble(answer=(503, "SlowDown")), 5)  # type: ignore[assignment]
+    assert sha_of([stream(remote, residency="windowed")], steps) == whole
+    bucket.proxy.trouble = once(is_block, Trouble(cut=True), 2)  # type: ignore[assignment]
+    ranks = [stream(remote, residency="windowed", rank=r, world_size=2) for r in range(2)]
+    assert sha_of(ranks, steps) == whole
+
+
+def test_no_more_is_read_than_there_is_room_for(remote: Store, bucket: Bucket) -> None:  # noqa: F811
+    opened = stream(open_store(bucket.url), residency="windowed", shuffle_window=1, batch_size=1)
+    held = opened.feed.at(0).windowed
+    assert held is not None
+    bucket.proxy.requests.clear()
+    next(opened)
+    wait([fetched for _, fetched in held._held.values()])
+    asked = {r.path.split("?")[0].split("/")[4] for r in bucket.proxy.requests if is_block(r)}
+    assert len(asked) == held.slots == 2 < len(remote.version().index().data_ids)
+
+
+def test_a_store_that_does_not_answer_is_told_and_asked_again(
+    remote: Store,
+    bucket: Bucket,  # noqa: F811
+) -> None:
+    hasty = Store(Catalog(S3Objects(bucket.url, patience=QUICK), create=False))
+    opened = stream(hasty, residency="windowed")
+    bucket.proxy.trouble = lambda request: (
+        Trouble(answer=(503, "SlowDown")) if is_block(request) else None
+    )
+    with pytest.raises(TransientError, match="run it again later"):
+        next(opened)
+    bucket.proxy.trouble = lambda _request: None
+    expected = stream(remote, residency="mmap")
+    assert sha_of([opened], 20) == sha_of([expected], 20)
+
+
+def test_a_block_that_is_not_what_it_was_is_named(
+    remote: Store,
+    bucket: Bucket,  # noqa: F811
+    moto: str,  # noqa: F811
+) -> None:
+    opened = stream(open_store(bucket.url), residency="windowed")
+    client = boto3.client("s3", endpoint_url=moto)
+    tails = client.list_objects_v2(Bucket=bucket.name, Prefix="robots/tails/")["Contents"]
+    keys = [tail["Key"] for tail in tails]
+    held = {k: client.get_object(Bucket=bucket.name, Key=k)["Body"].read() for k in keys}
+    for damage in (None, lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-9]):
+        for key in keys:
+            if damage is None:
+                client.delete_object(Bucket=bucket.name, Key=key)
+            else:
+                client.put_object(Bucket=bucket.name, Key=key, Body=damage(held[key]))
+        with pytest.raises(DamagedStoreError, match="from a copy") as caught:
+            sha_of([opened], opened.transitions // 40)
+        assert any(key.removeprefix("robots/") in str(caught.value.where) for key in keys)
+        for key in keys:
+            client.put_object(Bucket=bucket.name, Key=key, Body=held[key])
+        sha_of([opened], 5)  # copies are put back, and the stream goes on
