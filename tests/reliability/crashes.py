@@ -3,7 +3,8 @@
 The model takes no more for granted than POSIX does. A name is on the disk for sure only after its
 folder was synced; until then any subset of the changes of any folders may be there. The content of
 a file is sure only after the file was synced; until then it may be empty, cut, zeros of the right
-length, or all there; what was synced of it before stays. A folder whose own name is lost takes everything in it along.
+length, or all there, behind what was synced of it before. A folder whose own name is lost takes
+everything in it along.
 """
 
 from __future__ import annotations
