@@ -48,7 +48,8 @@ class StreamDataset(IterableDataset[Any]):
         self._stream.state_dict()  # what it has to read once is read before there are workers
         self._steps = steps
         # Shared, so that workers that outlive an iteration see it move.
-        self._place = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._place: torch.Tensor = torch.zeros(2, dtype=torch.int64)
+        self._place.share_memory_()  # type: ignore[no-untyped-call]
         self._loads = 0
 
     def __iter__(self) -> Iterator[Any]:

@@ -209,7 +209,7 @@ class Transforms:
         kind, image = config.normalize.get(name), config.images.get(name)
         made = self._image(name) if image is not None else None
         # Floating-point fields keep their dtype, and integers get that of the stream.
-        real = "float32" if config.dtype == "keep" else config.dtype
+        real: str = "float32" if config.dtype == "keep" else config.dtype
         real = held.dtype if np.dtype(held.dtype).kind == "f" else real
         work = "float64" if np.dtype(real) == np.float64 else "float32"
         constants: tuple[np.ndarray, np.ndarray] | None = None
