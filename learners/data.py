@@ -7,7 +7,8 @@ start and keeps the id in its checkpoints, so that a resumed run reads the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any, Protocol
 
 from learners.base import Batch
@@ -19,6 +20,9 @@ from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
 from schemas.errors import SpecMismatchError, UsageError
 from schemas.spec import DatasetSpec
+
+_OF_DEMONSTRATIONS = ("weights", "spec", "follow", "follow_every")
+"""Settings that mean the offline versions alone."""
 
 
 class BatchStream(Protocol):
@@ -64,8 +68,23 @@ class Sampling:
     discount: float
     device: str
     sampler: str = "transition"
+    stream: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of streams, those of `learners.sampling`."""
     episode_ids: bool = False
     """Whether batches name their episodes."""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns all settings of a stream."""
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "discount": self.discount,
+            "device": self.device,
+            "framework": "torch",
+            "sampler": self.sampler,
+            "episode_ids": self.episode_ids,
+            **self.stream,
+        }
 
 
 def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
@@ -87,7 +106,10 @@ def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
 
 
 def open_stream(
-    pinned: Sequence[Pinned], sampling: Sampling, packing: Packing | None = None
+    pinned: Sequence[Pinned],
+    sampling: Sampling,
+    packing: Packing | None = None,
+    run: str | None = None,
 ) -> Stream | Mixture:
     """Opens one stream over pinned versions: a plain one, or a mixture by their weights.
 
@@ -95,38 +117,89 @@ def open_stream(
         pinned: which versions.
         sampling: size, order and form of the batches.
         packing: told, while the packed cache is filled, of the blocks done and to do.
+        run: what stores call the run that reads it; None for one that is read again.
     """
+    settings = sampling.settings()
     if len(pinned) == 1:
-        return _stream(pinned[0].open(), sampling, packing)
+        return Stream(pinned[0].open(), progress=packing, **settings, run=run)
     return Mixture(
-        [(_stream(one.open(), sampling, packing), one.weight) for one in pinned],
+        [(Stream(one.open(), progress=packing, **settings), one.weight) for one in pinned],
         batch_size=sampling.batch_size,
         seed=sampling.seed,
+        run=run,
     )
+
+
+@dataclass(frozen=True)
+class Growing:
+    """What is read of a branch of rollouts that is to grow."""
+
+    online: Version
+    offline_fraction: float
+    """Share of the demonstrations in each batch, from 0 to below 1."""
+    joins: bool = False
+    """Whether rollouts that succeeded join the demonstrations, as a source of its own."""
+    successes: Version | None = None
+    """Those, once there are any."""
 
 
 def open_growing(
-    offline: Sequence[Pinned], online: Version, offline_fraction: float, sampling: Sampling
+    offline: Sequence[Pinned], growing: Growing, sampling: Sampling, run: str | None = None
 ) -> Mixture:
-    """Opens a mixture of pinned versions and, last, of one that is to grow.
+    """Opens a mixture of pinned versions, of one that is to grow, and of what succeeded of it.
 
     Args:
-        offline: share `offline_fraction` of each batch by their weights; demonstrations.
-        online: has the rest; `Mixture.follow` moves it on.
-        offline_fraction: from 0 to below 1.
+        offline: their share of each batch is split by their weights; demonstrations.
+        growing: has the rest; `follow_growing` moves it on.
         sampling: size, order and form of the batches.
+        run: what stores call the run that reads it; None for one that is read again.
     """
-    total = sum(one.weight for one in offline)
-    # Products of decimals, rounded back to decimals: the mixture takes weights as written.
-    shares = [round(offline_fraction * one.weight, 9) for one in offline]
-    shares.append(round((1 - offline_fraction) * total, 9))
-    versions = [*(one.open() for one in offline), online]
+    settings = sampling.settings()
+    plain = {name: settings[name] for name in settings if name not in _OF_DEMONSTRATIONS}
+    if settings["sampler"] == "weighted":  # by a column that rollouts do not have
+        plain["sampler"] = "transition"
+    streams = [Stream(one.open(), **settings) for one in offline]
+    grows = [growing.online]
+    if growing.joins:
+        grows.append(growing.successes or growing.online)
+    streams += [Stream(version, **plain) for version in grows]
+    weights = growing_weights(offline, growing, [stream.transitions for stream in streams])
     return Mixture(
-        [(_stream(v, sampling), share) for v, share in zip(versions, shares, strict=True)],
+        list(zip(streams, weights, strict=True)),
         batch_size=sampling.batch_size,
         seed=sampling.seed,
-        demonstration=[True] * len(offline) + [False],
+        demonstration=[True] * len(offline) + [False] + [True] * growing.joins,
+        run=run,
     )
+
+
+def follow_growing(mixture: Mixture, offline: Sequence[Pinned], growing: Growing) -> None:
+    """Makes the next batches of a mixture draw from newer rollouts, and newer successes."""
+    mixture.follow(growing.online, source=len(offline))
+    if growing.joins and growing.successes is not None:
+        mixture.follow(growing.successes, source=len(offline) + 1)
+        mixture.reweigh(growing_weights(offline, growing, mixture.transitions))
+
+
+def growing_weights(
+    offline: Sequence[Pinned], growing: Growing, transitions: Sequence[int]
+) -> list[Fraction]:
+    """Returns the exact weight of each source of a growing mixture.
+
+    Successes have that part of the demonstrations' share which their transitions are of all
+    demonstrations, as if they stood in one version.
+
+    Args:
+        offline: pinned versions.
+        growing: what is read beside them.
+        transitions: of each source.
+    """
+    share = Fraction(str(growing.offline_fraction))
+    given = [Fraction(str(one.weight)) for one in offline]
+    joined = transitions[-1] if growing.joins and growing.successes is not None else 0
+    part = Fraction(joined, sum(transitions[: len(offline)]) + joined)
+    weights = [share * (1 - part) * weight / sum(given) for weight in given]
+    return [*weights, 1 - share, *[share * part] * growing.joins]
 
 
 def run_name(algo: str, run: str) -> str:
@@ -173,20 +246,6 @@ def float_fields(spec: DatasetSpec) -> tuple[str, ...]:
     if not found:
         raise SpecMismatchError(f"Expected a float observation field, came [{spec}].")
     return found
-
-
-def _stream(version: Version, sampling: Sampling, packing: Packing | None = None) -> Stream:
-    return Stream(
-        version,
-        sampler=sampling.sampler,
-        batch_size=sampling.batch_size,
-        seed=sampling.seed,
-        device=sampling.device,
-        framework="torch",
-        discount=sampling.discount,
-        episode_ids=sampling.episode_ids,
-        progress=packing,
-    )
 
 
 def _split_weight(reference: str) -> tuple[str, float]:

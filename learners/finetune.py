@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from learners.base import Learner
@@ -27,7 +28,15 @@ from learners.checkpoint import (
     save_checkpoint,
     snapshot,
 )
-from learners.data import Pinned, Sampling, only_spec, open_growing, run_name
+from learners.data import (
+    Growing,
+    Pinned,
+    Sampling,
+    follow_growing,
+    only_spec,
+    open_growing,
+    run_name,
+)
 from learners.evaluate import evaluate
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.run import (
@@ -43,13 +52,13 @@ from learners.run import (
     write_config,
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
+from learners.sampling import PLACES, check_stream, rows_of
 from learners.settings import Settings
 from pipeline.store.reader import Version
 from pipeline.store.store import Store, open_store
 from pipeline.stream.mixture import Mixture
-from pipeline.stream.provenance import refer
 from schemas.episode import Episode
-from schemas.errors import NameTakenError, SpecMismatchError
+from schemas.errors import ConfigError, NameTakenError, SpecMismatchError
 from schemas.packed import Rows, plain
 from schemas.spec import DatasetSpec
 
@@ -69,11 +78,12 @@ FIXED = (
     "noise",
     "settings",
     "seed",
+    "join_successes",
 )
 """Settings that a resumed run must share with its beginning."""
 
 
-SAMPLED_AS_BEFORE = ("batch_size", "discount", "sampler")
+SAMPLED_AS_BEFORE = ("batch_size", "discount", "sampler", "stream")
 """What fine-tuning takes over from the offline run's sampling."""
 
 
@@ -94,6 +104,10 @@ class FinetuneConfig(Settings):
     """Steps in the environment; the last episode is played to its end."""
     offline_fraction: float = Field(default=0.5, ge=0, lt=1)
     """Share of each batch that is drawn from the offline versions."""
+    join_successes: bool = False
+    """Let episodes that succeeded join the demonstrations: they are drawn among these, too."""
+    stream: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the streams that differ from the offline run's: where rows lie."""
     updates_per_step: float = Field(default=1.0, gt=0)
     """Updates for every environment step."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -137,8 +151,10 @@ class _Run:
     """Updates of the offline run."""
     env_steps: int = 0
     episodes: int = 0
-    batches: Mixture | None = None
+    growing: Growing | None = None
     """None until there are rollouts."""
+    batches: Mixture | None = None
+    """None until there are updates to take."""
 
 
 def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
@@ -156,6 +172,8 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
         run = _resume(config, folder) if is_old else _begin(config, folder)
         first, timer, evaluation = run.step, Timer(), None
         write_config(folder, _document(run, config))
+        if not is_old:  # so that a run that dies early goes on under its name
+            save_checkpoint(folder, _checkpoint(run, config))
         metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
         while run.env_steps < config.env_steps:
             before = run.env_steps
@@ -171,7 +189,7 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
                 evaluation = evaluate(run.learner, config.environment, config.evaluate_episodes)
                 judged.add(run.step, {"env_steps": run.env_steps, **evaluation_row(evaluation)})
             save_checkpoint(folder, _checkpoint(run, config))
-        data = (*run.offline, Pinned(run.store.url, run.store.version(run.branch).id))
+        data = (*run.offline, Pinned(run.store.url, _grown(run).online.id))
         rate = timer.rate(run.step - first)
         return RunResult(str(folder), run.learner.name, run.step, rate, data, evaluation)
 
@@ -198,7 +216,7 @@ def _play(run: _Run, config: FinetuneConfig) -> float:
     facts = Facts(namespace=run.id, policy=run.learner.name, policy_version=version)
     played = [cast(episode, run.spec) for episode in collect(run.learner, plan, facts)]
     message = f"rollouts {run.episodes} to {run.episodes + len(played) - 1} of {run.id[:8]}"
-    _follow(run, config, run.store.append(played, message, branch=run.branch))
+    _grow(run, config, run.store.append(played, message, branch=run.branch))
     run.episodes += len(played)
     run.env_steps += sum(episode.length for episode in played)
     return float(np.mean([episode.episode_return for episode in played]))
@@ -210,23 +228,68 @@ def _steps_of_round(env_steps: int, config: FinetuneConfig) -> int:
     return min(end, config.env_steps) - env_steps
 
 
-def _follow(run: _Run, config: FinetuneConfig, version: Version) -> None:
+def _grow(run: _Run, config: FinetuneConfig, online: Version) -> None:
     """Makes the next batches draw from the newest rollouts, too."""
-    if run.batches is None:
-        fraction = config.offline_fraction
-        run.batches = open_growing(run.offline, version, fraction, run.sampling)
-    else:
-        run.batches.follow(version)
-    refer(run_name(run.learner.name, run.id), run.batches)
+    successes = succeeded(online, run.branch) if config.join_successes else None
+    run.growing = Growing(online, config.offline_fraction, config.join_successes, successes)
+    if run.batches is not None:
+        follow_growing(run.batches, run.offline, run.growing)
+
+
+def _grown(run: _Run) -> Growing:
+    assert run.growing is not None, "a round has been played"
+    return run.growing
+
+
+def succeeded(online: Version, branch: str) -> Version | None:
+    """Returns the rollouts that say that they succeeded, as a version; None if none does.
+
+    It is the newest of the branch `<branch>-successes`, which shares all data with the rollouts.
+    """
+    chosen = online.where("success")
+    if not len(chosen):
+        return None
+    name = f"{branch}-successes"
+    head = Store(online.store).branches().get(name)
+    if head is not None and _ids(head.episodes(columns=["episode_id"])) == _ids(chosen.episodes()):
+        return head
+    return chosen.commit(name)
+
+
+def _ids(episodes: pa.Table) -> list[str]:
+    found: list[str] = episodes["episode_id"].to_pylist()
+    return found
+
+
+def growing_at_first(store: Store, document: Mapping[str, Any]) -> Growing:
+    """Returns what a run's first batch was drawn from besides its offline versions.
+
+    Args:
+        store: that took the rollouts.
+        document: of a checkpoint that holds the position of a stream.
+    """
+    config, offline = document["config"], len(document["data"])
+    first = [history[0][1] for history in document["stream"]["versions"]]
+    joins = len(first) > offline + 1
+    has_successes = joins and first[-1] != first[offline]
+    return Growing(
+        online=store.version(first[offline]),
+        offline_fraction=config["offline_fraction"],
+        joins=joins,
+        successes=store.version(first[-1]) if has_successes else None,
+    )
 
 
 def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
     """Takes the updates that the environment steps so far have earned; returns the last losses."""
     earned = int(max(run.env_steps - config.warmup_steps, 0) * config.updates_per_step)
     due = run.first_step + earned - run.step
-    if due <= 0 or run.batches is None:
+    if due <= 0:
         return {}
-    batches = iter(run.batches)
+    if run.batches is None:
+        name = run_name(run.learner.name, run.id)
+        run.batches = open_growing(run.offline, _grown(run), run.sampling, name)
+    batches = rows_of(iter(run.batches))
     for _ in range(due):
         losses = run.learner.update(next(batches))
     run.step += due
@@ -263,6 +326,13 @@ def _begin(config: FinetuneConfig, folder: Path) -> _Run:
             "resume it or choose another folder.",
             where=str(folder),
         )
+    for name in config.stream:
+        if name not in PLACES:
+            raise ConfigError(
+                f"Expected settings that say where rows lie ({', '.join(PLACES)}), came {name!r}; "
+                f"which rows are drawn is taken over from the offline run.",
+                where=name,
+            )
     base = load_checkpoint(Path(config.run))
     run = uuid.uuid4().hex
     changes = {**_constant_rate(base), **config.settings}
@@ -278,9 +348,15 @@ def _resume(config: FinetuneConfig, folder: Path) -> _Run:
     run = _open(config, document, learner, document["run"], document["first_step"])
     run.step, run.env_steps = checkpoint.step, document["env_steps"]
     run.episodes = document["episodes"]
-    _follow(run, config, run.store.version(document["online"]))
-    if run.batches is not None:
+    if document["stream"] is not None:
+        name = run_name(learner.name, run.id)
+        first = growing_at_first(run.store, document)
+        run.batches = open_growing(run.offline, first, run.sampling, name)
         run.batches.load_state_dict(document["stream"])
+    if document["online"] is not None:
+        online = run.store.version(document["online"])
+        successes = succeeded(online, run.branch) if config.join_successes else None
+        run.growing = Growing(online, config.offline_fraction, config.join_successes, successes)
     return run
 
 
@@ -290,13 +366,15 @@ def _open(
     """Opens the data of a run that goes on from a checkpoint's document, offline or online."""
     pinned = tuple(Pinned(**one) for one in begun["data"])
     said = begun.get("sampling", begun["config"])
-    kept = {name: said[name] for name in SAMPLED_AS_BEFORE}
+    kept = {name: said[name] for name in SAMPLED_AS_BEFORE if name in said}
+    stream = {**kept.pop("stream", {}), **config.stream}
+    check_stream(stream, kept["sampler"])
     return _Run(
         id=run_id,
         learner=learner,
         offline=pinned,
         spec=only_spec([one.open() for one in pinned]),
-        sampling=Sampling(**kept, seed=config.seed, device=config.device),
+        sampling=Sampling(**kept, stream=stream, seed=config.seed, device=config.device),
         store=open_store(config.into, create=True),
         branch=config.branch or f"rollouts-{run_id[:8]}",
         step=first,
@@ -315,7 +393,7 @@ def _crossed(before: int, after: int, every: int) -> bool:
 def _checkpoint(run: _Run, config: FinetuneConfig) -> Checkpoint:
     document = {
         **_document(run, config),
-        "online": run.store.version(run.branch).id,
+        "online": None if run.growing is None else run.growing.online.id,
         "first_step": run.first_step,
         "env_steps": run.env_steps,
         "episodes": run.episodes,

@@ -12,6 +12,8 @@ import numpy as np
 
 from learners.checkpoint import load_checkpoint
 from learners.data import Pinned, Sampling, open_growing, open_stream
+from learners.finetune import growing_at_first
+from learners.sampling import again_from
 from pipeline.store.store import open_store
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
@@ -78,10 +80,11 @@ def _opened(document: Mapping[str, Any]) -> Stream | Mixture:
         discount=said["discount"],
         device="cpu",
         sampler=said["sampler"],
+        stream=again_from(said.get("stream", {})),
         episode_ids=True,
     )
     pinned = tuple(Pinned(**one) for one in document["data"])
     if document["kind"] == "train":
         return open_stream(pinned, sampling)
-    online = open_store(config["into"]).version(document["online"])
-    return open_growing(pinned, online, config["offline_fraction"], sampling)
+    growing = growing_at_first(open_store(config["into"]), document)
+    return open_growing(pinned, growing, sampling)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learners.data import Pinned
 from learners.evaluate import Evaluation
+from learners.sampling import order_of
 from schemas.errors import ConfigError
 
 
@@ -106,6 +107,18 @@ def write_config(folder: Path, document: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: document[name] for name in ("kind", "run", "config", "data")}
     (folder / "run.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same_stream(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuses to go on with batches of another order; where rows lie may change.
+
+    Raises:
+        ConfigError: naming the first setting of the stream that differs.
+    """
+    before, now = order_of(kept), order_of(asked)
+    names = tuple(sorted(before.keys() | now.keys()))
+    default = dict.fromkeys(names)
+    check_same({**default, **before}, {**default, **now}, names)
 
 
 def check_same(kept: Mapping[str, Any], asked: Mapping[str, Any], names: tuple[str, ...]) -> None:

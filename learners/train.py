@@ -33,14 +33,15 @@ from learners.run import (
     Timer,
     as_numbers,
     check_same,
+    check_same_stream,
     evaluation_row,
     silent,
     threads,
     write_config,
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
+from learners.sampling import check_stream, rows_of
 from learners.settings import Settings, read_settings
-from pipeline.stream.provenance import refer
 from schemas.errors import NameTakenError
 
 FIXED = ("algo", "data", "settings", "batch_size", "seed", "discount", "sampler")
@@ -68,6 +69,8 @@ class TrainConfig(Settings):
     """Gamma, applied by the stream."""
     sampler: str = "transition"
     """How the stream draws."""
+    stream: dict[str, Any] = Field(default_factory=dict)
+    """Further settings of the stream, of `learners.sampling.TAKEN`."""
     device: str = "cpu"
     """Where networks and batches live."""
     threads: int = Field(default=1, gt=0)
@@ -115,8 +118,10 @@ def train(config: TrainConfig, report: Report = silent) -> RunResult:
         first, timer, evaluation = run.step, Timer(), None
         folder = Path(config.out)
         write_config(folder, _document(run, config))
+        if run.step == 0:  # so that a run that dies early goes on with the versions it began with
+            save_checkpoint(folder, _checkpoint(run, config))
         metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
-        batches = iter(run.stream)
+        batches = rows_of(iter(run.stream))
         while run.step < config.steps:
             until = _next_stop(run.step, config)
             with timer:
@@ -164,15 +169,16 @@ def _begin(config: TrainConfig, report: Report) -> _Run:
             "resume it or choose another folder.",
             where=config.out,
         )
+    check_stream(config.stream, config.sampler)
     settings = _with_decay(config)
     kind = learner_class(config.algo).settings_kind
     standardise = read_settings(kind, settings, config.algo).standardise
     pinned = pin(config.data)
     normaliser = fit(pinned, standardise)
     learner = make_learner(config.algo, settings, normaliser, config.seed, config.device)
-    stream = open_stream(pinned, _sampling(config), _packing(report))
     run = uuid.uuid4().hex
-    refer(run_name(config.algo, run), stream)
+    name = run_name(config.algo, run)
+    stream = open_stream(pinned, _sampling(config), _packing(report), name)
     return _Run(run, learner, stream, pinned, 0)
 
 
@@ -180,8 +186,11 @@ def _resume(config: TrainConfig, report: Report) -> _Run:
     checkpoint = load_checkpoint(Path(config.out))
     document = checkpoint.document
     check_same(document["config"], config.model_dump(mode="json"), FIXED)
+    check_stream(config.stream, config.sampler)
+    check_same_stream(document["config"].get("stream", {}), config.stream)
     pinned = tuple(Pinned(**one) for one in document["data"])
-    stream = open_stream(pinned, _sampling(config), _packing(report))
+    name = run_name(config.algo, document["run"])
+    stream = open_stream(pinned, _sampling(config), _packing(report), name)
     stream.load_state_dict(document["stream"])
     learner = restore(checkpoint, config.device)
     return _Run(document["run"], learner, stream, pinned, checkpoint.step)
@@ -206,6 +215,7 @@ def _sampling(config: TrainConfig) -> Sampling:
         discount=config.discount,
         device=config.device,
         sampler=config.sampler,
+        stream=config.stream,
     )
 
 

@@ -12,9 +12,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from schemas.document import Document
 from schemas.errors import ConfigError, suggest
 from schemas.sizes import parse_bytes
+from schemas.transforms import FieldStatistics, ImageTransform, Scaling
 
-Residency = Literal["auto", "mmap", "ram", "windowed"]
+Residency = Literal["auto", "mmap", "ram", "windowed", "gpu"]
 Framework = Literal["torch", "numpy"]
+Output = Literal["dict", "tensordict"]
 Precision = Literal["float16", "float32", "float64", "keep"]
 Pad = Literal["repeat", "zero", "none"]
 Returns = Literal["to_go", "monte_carlo"]
@@ -48,16 +50,23 @@ class StreamConfig(Document):
     device: str = "cpu"
     """Where tensors end up."""
     residency: Residency = "auto"
-    """Where rows are read from: the memory-mapped cache, a copy of it in memory, or, for the
-    sampler `shuffle`, a buffer that is filled from the store; `auto` copies what fits the budget,
-    where that gains something, and maps the rest."""
+    """Where rows are read from: the memory-mapped cache, a copy of it in memory or on the GPU, or,
+    for the sampler `shuffle`, a buffer that is filled from the store; `auto` copies what fits the
+    budget, where that gains something, and maps the rest."""
     memory: int | None = Field(default=None, ge=1)
     """Budget of memory in bytes, or as a text such as `4GB`; None takes a share of what is free."""
     pictures: Literal["cache", "decode"] = "cache"
     """Whether encoded pictures and videos are decoded once, where records are kept, or each time
     that they are gathered, which keeps far more of them in the memory of residency `windowed`."""
+    device_memory: int | None = Field(default=None, ge=1)
+    """The same of the GPU, for records that stay there."""
+    prefetch: int | None = Field(default=None, ge=0, le=64)
+    """Gathers of many batches each that are made ahead in a thread; None makes 2 for a GPU, and
+    none where batches stay on the CPU."""
     framework: Framework = "torch"
     """What batches are made of."""
+    output: Output = "dict"
+    """Whether batches are plain mappings or a `TensorDict`."""
     fields: tuple[str, ...] | None = None
     """Full field names; None takes all of the spec. Extras come only where named."""
     spec: str | None = None
@@ -72,6 +81,12 @@ class StreamConfig(Document):
     """Folder of the packed cache; by default `$PENSTOCK_CACHE`, else `~/.cache/penstock`."""
     verify: bool = True
     """Whether cached blocks are compared with their checksums when they are opened."""
+    run: str | None = None
+    """Name of the run that decides which versions are read, for all ranks and for a replay."""
+    follow: str | None = None
+    """Branch whose newest version the run reads from each decided step on."""
+    follow_every: int = Field(default=1000, ge=1)
+    """Steps from one decision to the next."""
 
     n_step: int = Field(default=1, ge=1, le=10_000)
     """Steps that a transition spans; fewer where the episode ends before."""
@@ -103,6 +118,21 @@ class StreamConfig(Document):
     """Power of priorities that the sampler `prioritised` draws by."""
     priority_beta: float = Field(default=0.4, ge=0, le=1)
     """Power of its importance weights; 1 undoes the priorities in full."""
+    normalize: dict[str, Scaling] = Field(default={})
+    """How fields are scaled, by full name: by the statistics of the version."""
+    statistics: dict[str, FieldStatistics] | None = None
+    """Statistics to scale by in place of the version's own, for each field of `normalize`."""
+    images: dict[str, ImageTransform] = Field(default={})
+    """How image fields are resized, cut, moved and scaled, by full name."""
+
+    @property
+    def ahead(self) -> int:
+        """Gathers that are made ahead."""
+        if self.sampler == "prioritised":
+            return 0  # the next batch waits for the priorities of this one
+        if self.prefetch is not None:
+            return self.prefetch
+        return 0 if self.device == "cpu" else 2
 
     @property
     def is_windowed(self) -> bool:
@@ -141,11 +171,12 @@ class StreamConfig(Document):
             for name in _ORDER
             if getattr(self, name) != type(self).model_fields[name].default
         }
+        found |= self.model_dump(mode="json", include=_CONTENT, exclude_defaults=True)
         if "geometric" in self.goal_shares:
             found["goal_discount"] = self.geometric_discount
         return found
 
-    @field_validator("memory", mode="before")
+    @field_validator("memory", "device_memory", mode="before")
     @classmethod
     def _as_bytes(cls, given: object) -> object:
         return parse_bytes(given) if isinstance(given, str) else given
@@ -199,6 +230,27 @@ class StreamConfig(Document):
         return self
 
     @model_validator(mode="after")
+    def _is_on_a_gpu(self) -> StreamConfig:
+        if self.residency == "gpu" and not self.device.startswith("cuda"):
+            raise ValueError(
+                f"residency 'gpu' keeps all records on the device of the batches, and "
+                f"{self.device!r} is none of CUDA; use device='cuda', or residency='ram'"
+            )
+        if self.prefetch and self.sampler == "prioritised":
+            raise ValueError(
+                "the sampler 'prioritised' waits for the priorities of each batch; leave "
+                "prefetch= out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _follows_what_is_there(self) -> StreamConfig:
+        default = type(self).model_fields["follow_every"].default
+        if self.follow_every != default and self.follow is None:
+            raise ValueError("follow_every needs follow=, the branch that is followed")
+        return self
+
+    @model_validator(mode="after")
     def _goals_fit(self) -> StreamConfig:
         if self.goals is None:
             for name in ("goal_field", "goal_discount"):
@@ -222,6 +274,18 @@ class StreamConfig(Document):
         return self
 
     @model_validator(mode="after")
+    def _transforms_fit(self) -> StreamConfig:
+        for name in self.normalize:
+            if name.split("/", 1)[0] == "rewards":
+                raise ValueError("normalize is of what networks take in, not of rewards")
+            image = self.images.get(name)
+            if image is not None and image.scale:
+                raise ValueError(f"{name} is scaled by normalize= and by images=; choose one")
+        if self.statistics is not None and self.statistics.keys() != self.normalize.keys():
+            raise ValueError("statistics= needs one entry for each field of normalize=")
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> StreamConfig:
         if self.rank >= self.world_size:
             raise ValueError(f"rank {self.rank} is not below world_size {self.world_size}")
@@ -231,6 +295,8 @@ class StreamConfig(Document):
             )
         if self.framework == "numpy" and self.device != "cpu":
             raise ValueError(f"NumPy arrays live on 'cpu', not on {self.device!r}")
+        if self.framework == "numpy" and self.output == "tensordict":
+            raise ValueError("a TensorDict holds tensors; use framework='torch'")
         return self
 
 
@@ -239,6 +305,8 @@ _ORDER = (
     *("goals", "goal_field", "goal_rewards", "shuffle_window", "priority_alpha", "priority_beta"),
 )
 """Settings that a state must have in common with the stream that continues it."""
+_CONTENT = {"normalize", "statistics", "images"}
+"""The same of what is done to batches."""
 
 
 def stream_config(settings: Mapping[str, Any]) -> StreamConfig:

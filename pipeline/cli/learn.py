@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter.")
 ]
+StreamSet = Annotated[
+    list[str] | None,
+    typer.Option("--stream", metavar="KEY=VALUE", help="A setting of the stream: sampler=shuffle."),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 Env = Annotated[str, typer.Option("--env", help="A registered Gymnasium environment.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
@@ -51,6 +55,7 @@ def train(
     env: Annotated[str | None, typer.Option("--env", help="Evaluate here at the end.")] = None,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
     set: Set = None,
+    stream: StreamSet = None,
     device: Device = "cpu",
     resume: Resume = False,
     json: Json = False,
@@ -66,6 +71,7 @@ def train(
             out=out if seeds == 1 else str(Path(out) / f"seed-{seed + number}"),
             steps=steps,
             settings=_settings(set),
+            stream=_settings(stream, "--stream"),
             batch_size=batch_size,
             seed=seed + number,
             discount=discount,
@@ -84,6 +90,9 @@ def finetune(
     into: Annotated[str, typer.Option("--into", metavar="STORE", help="Takes the rollouts.")],
     env_steps: Annotated[int, typer.Option("--env-steps", min=1)] = 10_000,
     offline_fraction: Annotated[float, typer.Option("--offline-fraction")] = 0.5,
+    join_successes: Annotated[
+        bool, typer.Option("--join-successes", help="Successful episodes count as demonstrations.")
+    ] = False,
     updates_per_step: Annotated[float, typer.Option("--updates-per-step")] = 1.0,
     exploration: Annotated[
         str, typer.Option("--exploration", help="none, gaussian or policy (its own spread).")
@@ -94,6 +103,7 @@ def finetune(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
     set: Set = None,
+    stream: StreamSet = None,
     device: Device = "cpu",
     resume: Resume = False,
     json: Json = False,
@@ -116,6 +126,8 @@ def finetune(
             "exploration": exploration,
             "noise": noise,
             "settings": _settings(set),
+            "stream": _settings(stream, "--stream"),
+            "join_successes": join_successes,
             "seed": seed,
             "device": device,
             "evaluate_episodes": episodes,
@@ -144,7 +156,7 @@ def evaluate(
     _tell([RunResult(run, checkpoint.algo, checkpoint.step, 0.0, data, evaluation)], json)
 
 
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
+def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
     """Parses `key=value` pairs; values that read as JSON are taken so."""
     import json
 
@@ -154,7 +166,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise UsageError(f"Expected --set KEY=VALUE, came {pair!r}.")
+            raise UsageError(f"Expected {option} KEY=VALUE, came {pair!r}.")
         try:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -43,8 +43,8 @@ def register(app: typer.Typer) -> None:
     )(replay)
     app.command(
         "seen",
-        help="Which runs could draw an episode.\n\n"
-        "Example: penstock seen ./store hopper/medium-v0/episode_3",
+        help="Which runs could draw an episode, or how often they did.\n\n"
+        "Example: penstock seen ./store hopper/medium-v0/episode_3 --exact --until-step 20000",
     )(seen)
 
 
@@ -125,19 +125,35 @@ def replay(
 def seen(
     store: Store,
     episode: Annotated[str, typer.Argument(metavar="EPISODE", help="Its id.")],
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Count the batches that drew it, by drawing again.")
+    ] = False,
+    until_step: Annotated[
+        int | None,
+        typer.Option("--until-step", min=0, metavar="N", help="Count the first N batches of runs."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Count this run alone.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    from pipeline.store.runs import could_draw
     from pipeline.store.store import open_store
+    from pipeline.stream.seen import could_draw, drew
+    from schemas.errors import UsageError
 
-    found = could_draw(open_store(store), episode)
+    if not exact and (until_step is not None or run is not None):
+        raise UsageError("Expected --exact beside --until-step and --run, came them alone.")
+    opened = open_store(store)
+    found = drew(opened, episode, until_step, run) if exact else could_draw(opened, episode)
     if json:
         emit({"episode": episode, "runs": found})
         return
-    columns = ("run", "from_step", "until_step", "version", "steps_share")
+    columns = ("run", "from_step", "until_step", "version")
+    columns += ("batches", "rows") if exact else ("steps_share",)
     table(columns, [tuple(row[name] for name in columns) for row in found])
     if not found:
-        say("No run that this store knows of could draw it.")
+        drawn = "drew it" if exact else "could draw it"
+        say(f"No run that this store knows of {drawn}.")
 
 
 def _documents(references: list[RunReference]) -> list[dict[str, Any]]:

@@ -6,13 +6,13 @@ live leases name. A file that no root reaches may go, in time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 
 from pipeline.store import derive, layout
 from pipeline.store.catalog import Catalog
 from pipeline.store.files import files_of_commit, files_of_state, unit_of
 from pipeline.store.leases import leases
+from pipeline.store.runs import run_versions
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError
 from schemas.version import Commit, Expire, VersionRef
@@ -74,14 +74,6 @@ def branch_commits(catalog: Catalog, branch: str) -> list[Commit]:
     return commits
 
 
-def run_versions(catalog: Catalog) -> Iterator[VersionRef]:
-    """Yields the versions that learner runs read."""
-    for run in catalog.objects.names(layout.RUNS):
-        for name in catalog.objects.names(f"{layout.RUNS}/{run}"):
-            key = f"{layout.RUNS}/{run}/{name}"
-            yield from _refs_in(catalog.objects.read(key), key)
-
-
 def leased(catalog: Catalog) -> Iterator[VersionRef]:
     """Yields the versions that live leases hold."""
     for lease in leases(catalog.objects):
@@ -105,12 +97,3 @@ def _branch_units(catalog: Catalog, branch: str) -> set[str]:
     if commits:  # the newest version is always kept
         files += files_of_state(catalog.refs.state(commits[-1]))
     return {unit_of(file.key) for file in files}
-
-
-def _refs_in(data: bytes, key: str) -> list[VersionRef]:
-    try:
-        return [VersionRef.model_validate(ref) for ref in json.loads(data)["versions"]]
-    except (ValueError, KeyError, TypeError):
-        raise DamagedStoreError(
-            "Expected a run's reference, came something else.", where=key
-        ) from None

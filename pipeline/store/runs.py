@@ -9,19 +9,33 @@ collection keeps what a run reads until the run is forgotten.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from pipeline.store import layout
 from pipeline.store.catalog import Catalog
 from pipeline.store.files import files_of_state
-from pipeline.store.store import Store
 from schemas.document import Document
 from schemas.errors import DamagedStoreError, NotFoundError, suggest
 from schemas.version import Commit, VersionRef
+
+Weight = Annotated[str, Field(pattern=r"\A\d{1,60}(/[1-9]\d{0,59})?\z")]
+
+
+class MixtureReference(Document):
+    """How a run mixes its streams from one global step on."""
+
+    batch_size: int = Field(ge=1)
+    """Rows of the global batch."""
+    seed: int = Field(ge=0)
+    sources: tuple[int, ...]
+    """Which of the mixture's sources each stream of the reference is."""
+    weights: tuple[Weight, ...] = Field(min_length=1)
+    """Of all sources of the mixture, those of other stores included; exact, such as `1/3`."""
+    anneal: tuple[int, tuple[Weight, ...], tuple[Weight, ...]] | None = None
+    """Steps, first and last weights, where weights move in a straight line."""
 
 
 class RunReference(Document):
@@ -35,6 +49,8 @@ class RunReference(Document):
     """One per stream of the run that reads this store, in their order."""
     streams: tuple[Mapping[str, Any], ...]
     """How each draws: the settings that decide its order."""
+    mixture: MixtureReference | None = None
+    """None for a plain stream."""
     created_at: dt.datetime
 
 
@@ -44,6 +60,7 @@ def refer(
     step: int,
     commits: Sequence[Commit],
     streams: Sequence[Mapping[str, Any]],
+    mixture: MixtureReference | None = None,
 ) -> RunReference:
     """Says what a run reads from a step on, unless another rank has said so before.
 
@@ -53,6 +70,7 @@ def refer(
         step: the first global batch that reads it.
         commits: the versions, one per stream.
         streams: the settings of each stream.
+        mixture: how they are mixed, if they are.
 
     Returns:
         What was decided: by this call, or by the first one.
@@ -69,6 +87,7 @@ def refer(
         step=step,
         versions=tuple(commit.ref for commit in commits),
         streams=tuple(streams),
+        mixture=mixture,
         created_at=dt.datetime.now(dt.UTC),
     )
     key = layout.run_reference(run, step)
@@ -84,16 +103,22 @@ def references(catalog: Catalog, run: str) -> list[RunReference]:
         NotFoundError: if there is no such run, naming the nearest.
         DamagedStoreError: if a reference cannot be read.
     """
-    layout.check_name(run, "run")
-    folder = f"{layout.RUNS}/{run}"
-    names = sorted(name for name in catalog.objects.names(folder) if name.endswith(".json"))
-    if not names:
+    found = decided(catalog, run)
+    if not found:
         known = runs(catalog)
         raise NotFoundError(
             f"Expected a run, came {run!r}; {suggest(run, known)}", where=catalog.url
         )
-    keys = [f"{folder}/{name}" for name in names]
-    return [_parse(catalog.objects.read(key), key) for key in keys]
+    return found
+
+
+def decided(catalog: Catalog, run: str) -> list[RunReference]:
+    """Returns what is decided of a run so far, in the order of its steps; nothing if it is new.
+
+    Raises:
+        DamagedStoreError: if a reference cannot be read.
+    """
+    return list(_references(catalog, layout.check_name(run, "run")))
 
 
 def runs(catalog: Catalog) -> list[str]:
@@ -101,59 +126,46 @@ def runs(catalog: Catalog) -> list[str]:
     return sorted(name for name in catalog.objects.names(layout.RUNS) if layout.is_name(name))
 
 
+def run_versions(catalog: Catalog) -> Iterator[VersionRef]:
+    """Yields the versions that runs read: what collection must keep.
+
+    Raises:
+        DamagedStoreError: if a reference cannot be read.
+    """
+    for run in catalog.objects.names(layout.RUNS):
+        for reference in _references(catalog, run):
+            yield from reference.versions
+
+
 def forget(catalog: Catalog, run: str) -> int:
-    """Lets go of what a run read; returns how many references that were.
+    """Lets go of what a run read, readable or not; returns how many references that were.
 
     Raises:
         NotFoundError: if there is no such run.
     """
-    found = references(catalog, run)
-    for reference in found:
-        catalog.objects.delete(layout.run_reference(run, reference.step))
-    return len(found)
-
-
-def could_draw(store: Store, episode_id: str) -> list[dict[str, Any]]:
-    """Returns which runs could draw an episode, from and until which of their steps.
-
-    Returns:
-        Rows of `run, from_step, until_step` (None if still), `version` and `steps_share`, the
-        episode's share of the version's steps.
-
-    Raises:
-        NotFoundError: if no version that any run read has the episode, nor the newest of a branch.
-    """
-    found: list[dict[str, Any]] = []
-    for run in runs(store.catalog):
-        listed = references(store.catalog, run)
-        ends = [reference.step for reference in listed[1:]]
-        for reference, until in zip(listed, [*ends, None], strict=True):
-            for ref in reference.versions:
-                table = store.version(ref.id).episodes(columns=["episode_id", "length"])
-                at = pc.index(table["episode_id"], episode_id).as_py()
-                if at < 0:
-                    continue
-                steps = pc.sum(table["length"]).as_py()
-                found.append(
-                    {
-                        "run": run,
-                        "from_step": reference.step,
-                        "until_step": until,
-                        "version": ref.id,
-                        "steps_share": table["length"][at].as_py() / max(steps, 1),
-                    }
-                )
-    known = bool(found) or any(
-        pc.index(head.episodes(columns=["episode_id"])["episode_id"], episode_id).as_py() >= 0
-        for head in store.branches().values()
-    )
-    if not known:
+    keys = _keys(catalog, layout.check_name(run, "run"))
+    if not keys:
         raise NotFoundError(
-            f"Expected an episode of this store, came {episode_id!r}; `penstock episodes` lists "
-            f"them.",
-            where=store.url,
+            f"Expected a run, came {run!r}; {suggest(run, runs(catalog))}", where=catalog.url
         )
-    return found
+    for key in keys:
+        catalog.objects.delete(key)
+    return len(keys)
+
+
+def _keys(catalog: Catalog, run: str) -> list[str]:
+    folder = f"{layout.RUNS}/{run}"
+    names = sorted(name for name in catalog.objects.names(folder) if name.endswith(".json"))
+    return [f"{folder}/{name}" for name in names]
+
+
+def _references(catalog: Catalog, run: str) -> Iterator[RunReference]:
+    for key in _keys(catalog, run):
+        try:
+            data = catalog.objects.read(key)
+        except FileNotFoundError:  # forgotten meanwhile
+            continue
+        yield _parse(data, key)
 
 
 def _parse(data: bytes, key: str) -> RunReference:

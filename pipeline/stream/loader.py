@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -12,24 +13,28 @@ import numpy as np
 from pipeline.store.reader import Version
 from pipeline.store.store import open_version
 from pipeline.stream import plan
-from pipeline.stream.batches import (
-    Batch,
-    Split,
-    columns,
-    draw,
-    gathered_at_once,
-    split_batches,
-)
+from pipeline.stream.adapters import iterable_dataset, map_dataset
+from pipeline.stream.ahead import Ahead, Make
+from pipeline.stream.batches import Batch, draw, gathered_at_once, split_batches
 from pipeline.stream.cache import Progress
+from pipeline.stream.carry import carrier, packed, unpacked
 from pipeline.stream.feed import Feed
+from pipeline.stream.output import Output
 from pipeline.stream.priorities import AllGather, Priorities, priorities_for
-from pipeline.stream.samplers import Draw, sampler_named
+from pipeline.stream.provenance import Decisions, without_run
+from pipeline.stream.samplers import Draw, Drawn, sampler_named
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_spread, describe_version
-from schemas.errors import ConfigError, UsageError, missing_extra
+from schemas.errors import ConfigError, UsageError
 from schemas.stream import Framework, Precision, Residency, StreamConfig, stream_config
+from schemas.transforms import FieldStatistics
+
+if TYPE_CHECKING:
+    from pipeline.stream.datasets import StreamDataset, TransitionDataset
 
 STATE_FORMAT = 1
+_Gathered = tuple[OpenVersion, Any]
+"""A version, and what a carrier sent of it."""
 
 
 class Follower(Protocol):
@@ -61,8 +66,8 @@ class Stream:
         rank: number of this share.
         world_size: how many shares there are.
         device: where tensors end up.
-        residency: `auto`, `mmap`, `ram` or, for `shuffle`, `windowed`; `auto` copies what fits
-            `memory=`, a budget.
+        residency: `auto`, `mmap`, `ram`, `gpu` or, for `shuffle`, `windowed`; `auto` copies what
+            fits `device_memory=` or `memory=`, budgets.
         framework: `torch` or `numpy`.
         fields: full names of the fields to stream; None takes all but extras.
         spec: which spec, where the version holds several.
@@ -123,12 +128,16 @@ class Stream:
             }
         )
         sampler_named(self.config.sampler)
-        self._split = splitter(self.config)
+        self._carrier = carrier(self.config)
+        self._ahead: Ahead[_Gathered] = Ahead(self.config.ahead)
         version = data if isinstance(data, Version) else open_version(str(data))
         self.feed = Feed(version, self.config, progress)
+        run = self.config.run
+        self._decisions = None if run is None else Decisions(run, [self.feed], [self.config])
         self.mixtures: WeakSet[Follower] = WeakSet()
         """Mixtures that this stream is part of."""
-        self._step = 0
+        self._output = Output.of(self.config, [self.feed.at(0)])
+        self._step, self._stride = 0, 1
         self._ready: list[Batch] = []  # gathered batches, the next one last
         self._priorities: Priorities | None = None
 
@@ -137,9 +146,41 @@ class Stream:
 
     def __next__(self) -> Batch:
         if not self._ready:
-            self._ready = self._gather()
-        self._step += 1
-        return self._ready.pop()
+            self._ready = self._take()
+        batch, step = self._ready.pop(), self._step
+        self._step += self._stride
+        return batch if self._output.is_plain else self._output(batch, step)
+
+    def __copy__(self) -> Self:
+        # By attributes: `__reduce__` is for other processes, and opens everything anew.
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Another process maps the cache itself: neither records nor a copy of them travel.
+        there = {"residency": "mmap"} if self.config.residency == "auto" else {}
+        settings = {**self.config.model_dump(), **there, "verify": False}
+        position = (self._position(), self._output.known(), self._stride)
+        return _reopened, (self.version, settings, *position)
+
+    def every(self, stride: int = 1, first: int = 0) -> Self:
+        """Returns a stream of its own that yields every so many of this one's next batches.
+
+        Args:
+            stride: from one batch to the one that is yielded next.
+            first: how many are left out before.
+
+        Raises:
+            UsageError: for the sampler `prioritised`, which is told of each batch.
+        """
+        check_known_ahead([self.config])
+        made = copy.copy(self)
+        made.feed, made.mixtures = copy.copy(self.feed), WeakSet()
+        made._ready, made._ahead = [], Ahead(self.config.ahead)
+        made._carrier = carrier(self.config)
+        made._step, made._stride = self._step + first * self._stride, self._stride * stride
+        return made
 
     @property
     def step(self) -> int:
@@ -167,11 +208,16 @@ class Stream:
         The step is part of the state, so that a resumed or repeated run reads the same. Mixtures
         of this stream follow, too, each from its own next batch on.
 
+        With `run=`, call it on every rank at the same step: the first to draw the next batch
+        decides for all.
+
         Args:
             version: the version, or a reference such as `main`.
         """
-        if self.feed.follow(self._step, version):
-            self._ready = []
+        if self.feed.follow(self._step, version, keep=self._decisions is not None):
+            self._forget()
+            if self._decisions is not None:
+                self._decisions.change(self._step)
         for mixture in self.mixtures:
             mixture.follow_stream(self, version)
 
@@ -197,13 +243,57 @@ class Stream:
             )
         found.update(indices, priorities, gathering(all_gather, self.config.world_size))
 
+    def close(self) -> None:
+        """Ends the thread that makes batches ahead, if there is one; `next` begins it again."""
+        self._ahead.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- for other programs --------------------------------------------------------------------
+
+    def rows(self, numbers: np.ndarray) -> Any:
+        """Returns transitions by number, as a batch; which come next does not change.
+
+        Args:
+            numbers: (n,) int64 in [0, `transitions`), n at least 1.
+        """
+        opened = self.feed.at(self._step)
+        sent = self._carrier.send(packed(opened, Drawn(numbers[None])))
+        found = unpacked(opened, self._carrier.receive(sent))
+        batch = split_batches(found, self._carrier.split)[0]
+        return batch if self._output.is_plain else self._output(batch, self._step)
+
+    def as_iterable_dataset(self, steps: int | None = None) -> StreamDataset:
+        """Returns the batches from here on as a dataset for `DataLoader(..., batch_size=None)`.
+
+        Args:
+            steps: batches of an iteration; None goes on without end.
+
+        Raises:
+            UsageError: for the sampler `prioritised`, which is told of each batch.
+            MissingExtraError: if torch is not installed.
+        """
+        return iterable_dataset(self, steps)
+
+    def as_map_dataset(self) -> TransitionDataset:
+        """Returns what is drawn from, by number, for a `DataLoader` with a sampler of its own.
+
+        Raises:
+            UsageError: for another sampler than `transition` or `window`, and with goals or random
+                images, which are drawn for batches.
+            MissingExtraError: if torch is not installed.
+        """
+        return map_dataset(self)
+
     # -- state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the stream is, as plain numbers, texts and lists."""
-        priorities = self._current_priorities()
-        told = {} if priorities is None else {"priorities": priorities.state()}
-        return {**self._identity(), "step": self._step, "versions": self.feed.history(), **told}
+        return {**self._position(), **self._output.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where a state was taken, on any number of ranks.
@@ -213,9 +303,20 @@ class Stream:
             NotFoundError: if the store no longer has a version.
         """
         check_identity(self._identity(), state)
+        self._output.load(state)
+        self._load_position(state)
+
+    def _position(self) -> dict[str, Any]:
+        priorities = self._current_priorities()
+        told = {} if priorities is None else {"priorities": priorities.state()}
+        return {**self._identity(), "step": self._step, "versions": self.feed.history(), **told}
+
+    def _load_position(self, state: Mapping[str, Any]) -> None:
         self.feed.load_history(state["versions"])
         self._step = int(state["step"])
-        self._ready = []
+        if self._decisions is not None:
+            self._decisions.resume(self._step)
+        self._forget()
         self._priorities = priorities_for(self.feed.at(self._step), None, state.get("priorities"))
 
     def _identity(self) -> dict[str, Any]:
@@ -236,36 +337,94 @@ class Stream:
         """Says what is sampled, from which version, where it lies, and what was cast."""
         config, opened = self.config, self.feed.at(self._step)
         share = plan.share(config.batch_size, config.rank, config.world_size)
-        asked = self._asked(opened, 8)
+        asked = self._asked(opened, self._step, 8)
+        drawn = sampler_named(config.sampler).draw(asked, opened.index, opened.table)
         return (
             f"Draws {describe_draw(opened)}, with seed {config.seed}, from step {self._step} on: "
             f"{config.batch_size} rows per global batch, of which rank {config.rank} of "
             f"{config.world_size} takes rows {share.start} to {share.stop - 1}. "
-            f"{describe_spread(opened, asked, draw(opened, asked))}{describe_version(opened)}"
+            f"{describe_spread(opened, asked, drawn)}{describe_version(opened)}"
+            f"{self._carrier.says}{self._output.describe()}"
         )
 
     # -- within --------------------------------------------------------------------------------
 
-    def _gather(self) -> list[Batch]:
-        config, opened = self.config, self.feed.at(self._step)
-        mine = plan.share(config.batch_size, config.rank, config.world_size)
-        most = gathered_at_once(opened, mine.stop - mine.start)
-        steps = self.feed.steps_left(self._step, most)
-        drawn = draw(opened, self._asked(opened, steps)).pick(lambda rows: rows[:, mine])
-        batches = split_batches(columns(opened, drawn), self._split)
+    def _take(self) -> list[Batch]:
+        """The next gather as batches, the first of them last."""
+        opened, sent = self._ahead.take(self._step, self._gather, self._begin)
+        found = unpacked(opened, self._carrier.receive(sent))
+        batches = split_batches(found, self._carrier.split)
         batches.reverse()
         return batches
 
-    def _asked(self, opened: OpenVersion, steps: int) -> Draw:
+    def _gather(self, step: int) -> tuple[int, _Gathered]:
+        config, opened = self.config, self.feed.at(step)
+        mine = plan.share(config.batch_size, config.rank, config.world_size)
+        most = gathered_at_once(opened, mine.stop - mine.start)
+        if self._decisions is not None:
+            self._decisions.settle(step, most * self._stride)
+            opened = self.feed.at(step)
+        elif config.follow is not None:
+            raise without_run(config.follow)
+        # A window holds no more chunks at a time for a stream that leaves out batches.
+        ahead = most * (self._stride if opened.windowed is None else 1)
+        drawn = draw(opened, self._asked(opened, step, self.feed.steps_left(step, ahead)))
+        drawn = drawn.pick(lambda rows: rows[:: self._stride, mine])
+        steps = len(drawn.numbers) * self._stride
+        return steps, (opened, self._carrier.send(packed(opened, drawn)))
+
+    def _begin(self) -> Make[_Gathered]:
+        """What gathers in a thread: a copy, as that must neither hold this stream nor move it."""
+        apart = copy.copy(self)
+        apart.feed = copy.copy(self.feed)
+        apart._ahead, apart._carrier = Ahead(0), carrier(self.config)
+        return apart._gather
+
+    def _forget(self) -> None:
+        """Drops what was gathered, as other batches are next."""
+        self._ready = []
+        self._ahead.drop()
+
+    def _asked(self, opened: OpenVersion, step: int, steps: int) -> Draw:
         size = self.config.batch_size
-        since = self._step - self.feed.since(self._step)
+        since = step - self.feed.since(step)
         before = (since + np.arange(steps)) * size
         priorities = self._current_priorities()
-        return Draw(self.config.seed, 0, self._step, steps, size, before, priorities)
+        return Draw(self.config.seed, 0, step, steps, size, before, priorities)
 
     def _current_priorities(self) -> Priorities | None:
+        if self.config.sampler != "prioritised":
+            return None
         self._priorities = priorities_for(self.feed.at(self._step), self._priorities)
         return self._priorities
+
+
+def _reopened(
+    version: Version,
+    settings: Mapping[str, Any],
+    position: Mapping[str, Any],
+    known: Mapping[str, FieldStatistics],
+    stride: int,
+) -> Stream:
+    """A stream as it was in another process."""
+    made = Stream(version, **settings)
+    made._output.know(known)
+    made._load_position(position)
+    made._stride = stride
+    return made
+
+
+def check_known_ahead(configs: Iterable[StreamConfig]) -> None:
+    """Refuses streams whose order depends on what they are told.
+
+    Raises:
+        UsageError: if one is drawn by priorities.
+    """
+    if any(config.sampler == "prioritised" for config in configs):
+        raise UsageError(
+            "Expected samplers whose order is known ahead, came 'prioritised'; iterate the stream "
+            "itself."
+        )
 
 
 def gathering(all_gather: AllGather | None, world_size: int) -> AllGather | None:
@@ -280,24 +439,6 @@ def gathering(all_gather: AllGather | None, world_size: int) -> AllGather | None
             f"none."
         )
     return all_gather
-
-
-def splitter(config: StreamConfig) -> Split:
-    """Returns what makes a configured framework's batches.
-
-    Raises:
-        MissingExtraError: if torch is asked for and not installed.
-        ConfigError: if it has no such device.
-    """
-    if config.framework == "numpy":
-        return list
-    try:
-        from pipeline.stream import torch_adapter  # noqa: PLC0415 - an optional extra
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise missing_extra("learners", "torch") from None
-    return torch_adapter.splitter(config.device)
 
 
 def check_identity(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -7,28 +7,52 @@ a resume.
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from pipeline.store.reader import Version
 from pipeline.stream import plan
+from pipeline.stream.adapters import iterable_dataset
+from pipeline.stream.ahead import Ahead, Make
 from pipeline.stream.batches import Batch, columns, draw, gathered_at_once, split_batches
-from pipeline.stream.loader import STATE_FORMAT, Stream, check_identity, gathering, splitter
+from pipeline.stream.carry import carrier, packed, packed_parts, unpacked_parts
+from pipeline.stream.loader import (
+    STATE_FORMAT,
+    Stream,
+    check_identity,
+    check_known_ahead,
+    gathering,
+)
+from pipeline.stream.output import Output
 from pipeline.stream.priorities import AllGather, Priorities, as_array, priorities_for
-from pipeline.stream.samplers import Draw
-from pipeline.stream.shares import Annealed, Counts, Shares, exact_weight, interleave
+from pipeline.stream.provenance import Decisions, without_run
+from pipeline.stream.samplers import Draw, Drawn
+from pipeline.stream.shares import Annealed, Counts, Mixed, Shares, exact_weight, interleave
+from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_version
 from schemas.errors import ConfigError, UsageError
 from schemas.stream import StreamConfig, stream_config
+from schemas.transforms import FieldStatistics
+
+if TYPE_CHECKING:
+    from pipeline.stream.datasets import StreamDataset
 
 Ends = float | Sequence[float]
 """One end of an anneal: a weight per source, or the share of the first."""
 
-_SHARED = ("rank", "world_size", "device", "framework", "discount", "dtype")
+_Gathered = tuple[list[OpenVersion], np.ndarray, Any]
+"""A version of each source, where rows stand in their order, and what a carrier sent."""
+Columns = Callable[[OpenVersion, Drawn], dict[str, np.ndarray]]
+
+_SHARED = (
+    *("rank", "world_size", "device", "framework", "discount", "dtype"),
+    *("output", "normalize", "statistics", "images"),
+)
 
 
 class Mixture:
@@ -46,6 +70,8 @@ class Mixture:
         anneal: (steps, start, end): weights that move in a straight line over so many batches, in
             place of those of the sources. Each end is one weight per source, or one number: the
             share of the first source, while the others keep their weights among them.
+        run: name of the run that decides versions and weights for all ranks; it follows the
+            branches that streams were told to `follow=`.
 
     Raises:
         UsageError: if the streams' batches differ in form.
@@ -54,12 +80,13 @@ class Mixture:
 
     def __init__(
         self,
-        sources: Sequence[tuple[Stream | Mixture, float]],
+        sources: Sequence[tuple[Stream | Mixture, float | Fraction]],
         batch_size: int = 256,
         seed: int = 0,
         *,
         demonstration: Sequence[bool] | None = None,
         anneal: tuple[int, Ends, Ends] | None = None,
+        run: str | None = None,
     ) -> None:
         flags = [k == 0 for k in range(len(sources))] if demonstration is None else demonstration
         if len(flags) != len(sources):
@@ -75,9 +102,15 @@ class Mixture:
         self._counts = Counts(self._shares, len(members))
         # The streams' own positions and histories stay theirs.
         self._feeds = [stream.feed.fork(stream.step) for stream in self.streams]
+        configs = [stream.config for stream in self.streams]
+        self.run = run
+        mixed = Mixed(self._shares, self._counts, batch_size, seed)
+        self._decisions = None if run is None else Decisions(run, self._feeds, configs, mixed)
         self._priorities: list[Priorities | None] = [None] * len(members)
-        self._split = splitter(self.config)
-        self._step = 0
+        self._carrier = carrier(self.config)
+        self._ahead: Ahead[_Gathered] = Ahead(min(one.config.ahead for one in self.streams))
+        self._output = Output.of(self.config, [feed.at(0) for feed in self._feeds])
+        self._step, self._stride = 0, 1
         self._ready: list[Batch] = []  # gathered batches, the next one last
         _check_forms(self._draw(0, 1))
         for stream in self.streams:
@@ -88,9 +121,38 @@ class Mixture:
 
     def __next__(self) -> Batch:
         if not self._ready:
-            self._ready = self._gather()
-        self._step += 1
-        return self._ready.pop()
+            self._ready = self._take()
+        batch, step = self._ready.pop(), self._step
+        self._step += self._stride
+        return batch if self._output.is_plain else self._output(batch, step)
+
+    def __copy__(self) -> Self:
+        # By attributes: `__reduce__` is for other processes, and opens everything anew.
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> tuple[object, ...]:
+        shares = self._shares
+        moving = isinstance(shares, Annealed)
+        anneal = (shares.steps, shares.start, shares.end) if isinstance(shares, Annealed) else None
+        weights = [Fraction(1)] * len(self.streams) if moving else shares.weights
+        sources = list(zip(self.streams, weights, strict=True))
+        made = (sources, self.config.batch_size, self.config.seed, self._flags, anneal, self.run)
+        return _reopened, (made, self._position(), self._output.known(), self._stride)
+
+    def every(self, stride: int = 1, first: int = 0) -> Self:
+        """Returns a mixture of its own that yields every so many of this one's next batches.
+
+        Args and errors are those of `Stream.every`.
+        """
+        check_known_ahead(stream.config for stream in self.streams)
+        made = copy.copy(self)
+        made._carrier = carrier(self.config)
+        made._feeds, made._ready = [copy.copy(feed) for feed in self._feeds], []
+        made._ahead = Ahead(self._ahead.depth)
+        made._step, made._stride = self._step + first * self._stride, self._stride * stride
+        return made
 
     @property
     def step(self) -> int:
@@ -102,6 +164,11 @@ class Mixture:
         """The versions that the next batch is drawn from, and how."""
         pairs = zip(self._feeds, self.streams, strict=True)
         return [(feed.at(self._step).version, stream.config) for feed, stream in pairs]
+
+    @property
+    def transitions(self) -> list[int]:
+        """Number of transitions of each source that the next batch is drawn from."""
+        return [len(feed.at(self._step).index) for feed in self._feeds]
 
     def counts(self, step: int) -> list[int]:
         """Returns how many rows of each source a global batch holds."""
@@ -144,12 +211,37 @@ class Mixture:
     def follow(self, version: Version | str, source: int = -1) -> None:
         """Reads another version of one source's store from the next batch on.
 
+        With `run=`, call it on every rank at the same step: the first to draw the next batch
+        decides for all.
+
         Args:
             version: the version, or a reference such as `main`.
             source: which one; the last by default, where online data usually stands.
         """
-        if self._feeds[source].follow(self._step, version):
-            self._ready = []
+        if self._feeds[source].follow(self._step, version, keep=self._decisions is not None):
+            self._change()
+
+    def reweigh(self, weights: Sequence[float | Fraction]) -> None:
+        """Mixes by other weights from the next batch on; with `run=`, as for `follow`.
+
+        Args:
+            weights: of the streams, in their order; those of a mixture within count one by one.
+
+        Raises:
+            ConfigError: for weights that do not fit, or where weights are annealed.
+        """
+        if isinstance(self._shares, Annealed):
+            raise ConfigError("Expected a mixture with still weights, came an annealed one.")
+        if len(weights) != len(self.streams):
+            raise ConfigError(
+                f"Expected one weight for each of {len(self.streams)} streams, came "
+                f"{list(weights)}."
+            )
+        exact = [exact_weight(weight) for weight in weights]
+        shares = Shares(exact, self.config.batch_size)
+        if shares.weights != self._counts.shares(self._step).weights:
+            self._counts.change(self._step, shares, keep=self._decisions is not None)
+            self._change()
 
     def follow_stream(self, stream: Stream, version: Version | str) -> None:
         """Follows what one of the mixed streams follows."""
@@ -157,13 +249,31 @@ class Mixture:
             if member is stream:
                 self.follow(version, source)
 
+    def as_iterable_dataset(self, steps: int | None = None) -> StreamDataset:
+        """Returns the batches from here on as a dataset, as `Stream.as_iterable_dataset` does."""
+        return iterable_dataset(self, steps)
+
+    def close(self) -> None:
+        """Ends the thread that makes batches ahead, if there is one; `next` begins it again."""
+        self._ahead.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # -- state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the mixture is, as plain numbers, texts and lists."""
+        return {**self._position(), **self._output.state()}
+
+    def _position(self) -> dict[str, Any]:
         histories = [feed.history() for feed in self._feeds]
         found = self._current_priorities(self._step)
         told = {"priorities": [one and one.state() for one in found]} if any(found) else {}
+        told |= {"reweighed": self._counts.state()} if self._counts.state() else {}
         return {**self._identity(), "step": self._step, "versions": histories, **told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,10 +284,17 @@ class Mixture:
             NotFoundError: if a store no longer has a version.
         """
         check_identity(self._identity(), state)
+        self._output.load(state)
+        self._load_position(state)
+
+    def _load_position(self, state: Mapping[str, Any]) -> None:
         for feed, history in zip(self._feeds, state["versions"], strict=True):
             feed.load_history(history)
         self._step = int(state["step"])
-        self._ready = []
+        self._counts.load(state.get("reweighed", {}), self.config.batch_size)
+        if self._decisions is not None:
+            self._decisions.resume(self._step)
+        self._forget()
         told = state.get("priorities") or [None] * len(self._feeds)
         self._priorities = [
             priorities_for(feed.at(self._step), None, one)
@@ -201,7 +318,7 @@ class Mixture:
 
     def describe(self) -> str:
         """Says what is mixed in which proportion, and from where."""
-        config, shares = self.config, self._shares
+        config, shares = self.config, self._counts.shares(self._step)
         weights = shares.at(self._step) if isinstance(shares, Annealed) else shares.weights
         parts = [
             f"{float(weight):.4g} of each batch ({'demonstrations' if flag else 'others'}) "
@@ -213,26 +330,60 @@ class Mixture:
             parts.append(f"Until step {self._shares.steps} these shares move to {ends}.")
         return (
             f"Mixes {len(self.streams)} sources with seed {config.seed}, {config.batch_size} rows "
-            f"per global batch, rank {config.rank} of {config.world_size}. " + " ".join(parts)
+            f"per global batch, rank {config.rank} of {config.world_size}. "
+            + " ".join(parts)
+            + self._carrier.says
+            + self._output.describe()
         )
 
     # -- within --------------------------------------------------------------------------------
 
-    def _gather(self) -> list[Batch]:
-        config = self.config
-        opened = [feed.at(self._step) for feed in self._feeds]
-        rows = config.batch_size // config.world_size
-        steps = min(gathered_at_once(one, rows) for one in opened)
-        for feed in self._feeds:
-            steps = feed.steps_left(self._step, steps)
-        drawn, order = self._draw(self._step, steps), self._order(self._step, steps)
-        names = drawn[0]
-        joined = {name: np.concatenate([found[name] for found in drawn])[order] for name in names}
-        batches = split_batches(joined, self._split)
+    def _take(self) -> list[Batch]:
+        """The next gather as batches, the first of them last."""
+        opened, order, sent = self._ahead.take(self._step, self._gather, self._begin)
+        found = unpacked_parts(opened, self._carrier.receive(sent), order)
+        batches = split_batches(found, self._carrier.split)
         batches.reverse()
         return batches
 
-    def _draw(self, step: int, steps: int) -> list[dict[str, np.ndarray]]:
+    def _gather(self, step: int) -> tuple[int, _Gathered]:
+        config = self.config
+        opened = [feed.at(step) for feed in self._feeds]
+        rows = config.batch_size // config.world_size
+        steps = min(gathered_at_once(one, rows) for one in opened)
+        if self._decisions is not None:
+            self._decisions.settle(step, steps * self._stride)
+            opened = [feed.at(step) for feed in self._feeds]
+        for config in [stream.config for stream in self.streams]:
+            if self._decisions is None and config.follow is not None:
+                raise without_run(config.follow)
+        for feed in self._feeds:
+            steps = feed.steps_left(step, steps)
+        if self._stride > 1:
+            steps = 1  # what is drawn together is of batches that follow each other
+        parts, order = self._draw(step, steps, packed), self._order(step, steps)
+        sent = self._carrier.send(packed_parts(opened, parts, order))
+        return steps * self._stride, (opened, order, sent)
+
+    def _begin(self) -> Make[_Gathered]:
+        """What gathers in a thread: a copy, as that must neither hold this mixture nor move it."""
+        apart = copy.copy(self)
+        apart._feeds = [copy.copy(feed) for feed in self._feeds]
+        apart._ahead, apart._carrier = Ahead(0), carrier(self.config)
+        return apart._gather
+
+    def _change(self) -> None:
+        """Begins anew at the next batch, which is drawn from something else."""
+        self._forget()
+        if self._decisions is not None:
+            self._decisions.change(self._step)
+
+    def _forget(self) -> None:
+        """Drops what was gathered, as other batches are next."""
+        self._ready = []
+        self._ahead.drop()
+
+    def _draw(self, step: int, steps: int, make: Columns = columns) -> list[dict[str, np.ndarray]]:
         """Rows of each source for some steps on this rank, one step after the other."""
         drawn = []
         size, before = self.config.batch_size, self._before(step, steps)
@@ -250,13 +401,13 @@ class Mixture:
             )
             ranges = [self._mine(one)[source] for one in range(step, step + steps)]
             chosen = draw(opened, asked).pick(functools.partial(_picked, ranges=ranges))
-            found = columns(opened, chosen)
+            found = make(opened, chosen)
             found["is_demonstration"] = np.full(len(found["indices"]), self._flags[source])
             drawn.append(found)
+        real = np.float64 if self.config.dtype == "float64" else np.float32
         if any("weights" in found for found in drawn):
             for found in drawn:  # a source that is drawn from evenly needs no correction
-                even = np.ones(len(found["indices"]), found["discounts"].dtype)
-                found.setdefault("weights", even)
+                found.setdefault("weights", np.ones(len(found["indices"]), real))
         return drawn
 
     def _before(self, step: int, steps: int) -> np.ndarray:
@@ -298,13 +449,28 @@ class Mixture:
         return order.reshape(owners.shape)
 
 
+def _reopened(
+    made: tuple[Any, ...],
+    position: Mapping[str, Any],
+    known: Mapping[str, FieldStatistics],
+    stride: int,
+) -> Mixture:
+    """A mixture as it was in another process."""
+    sources, batch_size, seed, flags, anneal, run = made
+    mixture = Mixture(sources, batch_size, seed, demonstration=flags, anneal=anneal, run=run)
+    mixture._output.know(known)
+    mixture._load_position(position)
+    mixture._stride = stride
+    return mixture
+
+
 def _picked(rows: np.ndarray, ranges: Sequence[slice]) -> np.ndarray:
     """Some rows of each step, one step after the other."""
     return np.concatenate([rows[row, part] for row, part in enumerate(ranges)])
 
 
 def _shares(
-    sources: Sequence[tuple[Stream | Mixture, float]],
+    sources: Sequence[tuple[Stream | Mixture, float | Fraction]],
     members: Sequence[tuple[Stream, Fraction, bool]],
     batch_size: int,
     anneal: tuple[int, Ends, Ends] | None,
@@ -345,7 +511,7 @@ def _said_anneal(shares: Shares | Annealed) -> list[Any] | None:
 
 
 def _members(
-    sources: Sequence[tuple[Stream | Mixture, float]], flags: Sequence[bool]
+    sources: Sequence[tuple[Stream | Mixture, float | Fraction]], flags: Sequence[bool]
 ) -> Iterator[tuple[Stream, Fraction, bool]]:
     """Streams with weight and flag; a mixture's streams share its weight and take its flag."""
     for (source, weight), flag in zip(sources, flags, strict=True):
@@ -353,7 +519,8 @@ def _members(
         if isinstance(source, Mixture):
             if isinstance(source._shares, Annealed):
                 raise ConfigError("Expected a mixture with still weights, came an annealed one.")
-            for stream, inner in zip(source.streams, source._shares.weights, strict=True):
+            shares = source._counts.shares(source.step)
+            for stream, inner in zip(source.streams, shares.weights, strict=True):
                 yield stream, outer * inner, bool(flag)
         else:
             yield source, outer, bool(flag)
@@ -364,6 +531,11 @@ def _joint_config(streams: Sequence[Stream], batch_size: int, seed: int) -> Stre
         raise ConfigError("Expected at least one stream to mix, came none.")
     first = streams[0].config
     for stream in streams:
+        if stream.config.run is not None:
+            raise UsageError(
+                f"Expected streams that leave the run to the mixture, came one with run="
+                f"{stream.config.run!r}; name the run of the mixture, Mixture(..., run=)."
+            )
         for name in _SHARED:
             mine, came = getattr(first, name), getattr(stream.config, name)
             if mine != came:

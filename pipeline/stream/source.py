@@ -151,8 +151,28 @@ def open_rows(
         lacks=_lacking(held.lacks, layout, added),
         added=added,
         place=held.place,
+        device=held.device,
         not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
     )
+
+
+def open_order(version: Version, config: StreamConfig) -> tuple[TransitionIndex, Any]:
+    """Returns what a stream draws from, and what its sampler knows of it; no record is read.
+
+    Rows are told by their places in the version; where records are is not known.
+
+    Raises:
+        UsageError: as for `open_rows`.
+    """
+    index, kept = version.index(), _kept(version, _specs(version, config))
+    sizes = {b.id: b.rows for part in version.state.parts for b in part.blocks}
+    starts = np.cumsum([0, *sizes.values()])[:-1].tolist()
+    placed = {
+        name: CachedBlock(start, rows, 0)
+        for start, (name, rows) in zip(starts, sizes.items(), strict=True)
+    }
+    transitions = _transitions(version, config, index, placed, kept)
+    return transitions, sampler_named(config.sampler).prepare(version, transitions, config)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from learners.train import TrainConfig, train
 from pipeline.store import runs
 from pipeline.store.store import Store, open_store
 from pipeline.stream.mixture import Mixture
+from pipeline.stream.seen import could_draw
 from schemas.errors import (
     ConfigError,
     NameTakenError,
@@ -359,6 +360,6 @@ def test_stores_know_what_runs_read(tmp_path: Path, store: Store) -> None:
     assert steps == sorted(set(steps))
     assert len(steps) > 1
     first = store.version().episodes(columns=["episode_id"])["episode_id"][0].as_py()
-    assert {row["run"] for row in runs.could_draw(store, first)} == {name, tuned}
+    assert {row["run"] for row in could_draw(store, first)} == {name, tuned}
     with pytest.raises(NotFoundError, match="nobody"):
-        runs.could_draw(store, "nobody")
+        could_draw(store, "nobody")

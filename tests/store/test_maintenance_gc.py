@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.store import commit as protocol
-from pipeline.store import layout, leases
+from pipeline.store import layout, leases, runs
 from pipeline.store.append import Outcome, commit_batch, write_new
 from pipeline.store.catalog import Catalog
 from pipeline.store.gc import GRACE
@@ -240,8 +239,7 @@ def grown() -> tuple[Store, MemoryObjects]:
     store.tag("gold", store.append(new("a")))
     store.append(new("b"))
     read = store.remove("episode_id == 'a'")
-    document = {"versions": [read.commit.ref.model_dump()]}
-    objects.put({"refs/runs/r1/000000000000.json": json.dumps(document).encode()})
+    runs.refer(store.catalog, "r1", 0, [read.commit], [{}])
     store.append(new("c"))
     store.append(new("d"))
     store.remove("episode_id == 'b'")
