@@ -42,7 +42,7 @@ def batches_in(body: bytes) -> Iterator[tuple[bytes, pa.RecordBatch]]:
                         f"of every batch, came none."
                     )
                 yield header, read.batch
-    except (pa.ArrowException, UnicodeError, OverflowError, struct.error) as error:
+    except (pa.ArrowException, OSError, UnicodeError, OverflowError, struct.error) as error:
         raise PutError(f"Expected an Arrow IPC stream, came {str(error)[:200]}.") from None
 
 

@@ -35,6 +35,10 @@ class ServiceConfig(Document):
     tls_key: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     """Names besides its own that browsers may know the control port by."""
+    branch: str = "main"
+    """Where rollouts become versions."""
+    new_spec: str | None = None
+    """Name of the spec that rollouts join which fit none of the branch's."""
     seal_every: float = Field(default=5.0, gt=0)
     """Seconds after which what was pushed becomes a version."""
     seal_bytes: int = Field(default=64 * MIB, ge=1)

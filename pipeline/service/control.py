@@ -18,7 +18,7 @@ from pipeline.service import changes, health, rollouts, signing_in, versions
 from pipeline.service.access import RULES, allowed
 from pipeline.service.answers import error_answer, json_answer
 from pipeline.service.config import ServiceConfig
-from pipeline.service.guard import Guard
+from pipeline.service.guard import MAX_HEADERS, Guard
 from pipeline.service.health import Readiness
 from pipeline.service.state import ControlState, trace_of
 from schemas.errors import NotFoundError, PenstockError, UsageError
@@ -43,7 +43,6 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/curate", changes.curate),
     ("POST", "/v1/rollouts", rollouts.push),
 )
-MAX_HEADER_BYTES = 16 << 10
 _SILENT: TelemetryConfig = {
     "tracing": False,
     "metrics": False,
@@ -96,7 +95,7 @@ def server_config(app: FastAPI, config: ServiceConfig) -> uvicorn.Config:
         limit_concurrency=config.max_connections,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=int(config.request_seconds),
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADERS,
         ssl_certfile=config.tls_cert,
         ssl_keyfile=config.tls_key,
     )

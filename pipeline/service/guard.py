@@ -34,6 +34,8 @@ HEADERS = {
 """Of every answer; a route may set its own `cache-control`."""
 LARGE = ("/v1/rollouts",)
 """Routes whose bodies may be as long as an episode."""
+MAX_HEADERS = 16 << 10
+"""Bytes of a request's headers together."""
 _REFUSALS = (401, 403)
 
 
@@ -85,13 +87,16 @@ class _Request:
             logger.exception("fault")
             await self._answer(bug_answer(self._trace.request_id), "bug")
         finally:
-            self._tell()
+            if not self._status:
+                self._tell()  # nobody waited for the answer
             structlog.contextvars.unbind_contextvars("request")
 
     def _check(self) -> None:
         names = [name for name, _ in self._scope["headers"]]
         if names.count(b"host") != 1:
             raise UsageError(f"Expected one Host header, came {names.count(b'host')}.")
+        if sum(len(name) + len(value) for name, value in self._scope["headers"]) > MAX_HEADERS:
+            raise TooLargeError(f"Expected at most {MAX_HEADERS:,} bytes of headers, came more.")
         headers = {
             name.decode("latin-1"): v.decode("latin-1") for name, v in self._scope["headers"]
         }
@@ -129,6 +134,7 @@ class _Request:
             ours = {**HEADERS, "x-request-id": self._trace.request_id}
             added = [(name.encode(), value.encode()) for name, value in ours.items()]
             message["headers"] = [*given, *(item for item in added if item[0] not in known)]
+            self._tell()
         await self._send(message)
 
     async def _answer(self, answer: Response, kind: str) -> None:

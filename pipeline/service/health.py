@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 from fastapi import Request, Response
 
-from pipeline.service.answers import json_answer
+from pipeline.service.answers import json_answer, scrub
 from pipeline.service.metrics import CONTENT_TYPE
 from pipeline.service.state import ControlState, in_thread, state_of
 from pipeline.store import layout
-from schemas.errors import DiskFullError, PenstockError
+from schemas.errors import PenstockError
 
 logger = structlog.stdlib.get_logger(__name__)
 READY_SECONDS = 1.0
@@ -33,38 +32,26 @@ class Readiness:
         self._found: dict[str, str] = {}
 
     def checks(self) -> dict[str, str]:
-        """Returns `ok` or the kind of error of the log, the store and the disk."""
+        """Returns `ok` or the kind of error: of the log with room on its disk, and of the store."""
         with self._lock:
             if self._at is None or self._clock() - self._at >= READY_SECONDS:
-                checks = {"log": self._log, "store": self._store, "disk": self._disk}
+                checks = {"log": self._state.log.check, "store": self._store}
                 self._found = {name: _outcome(name, check) for name, check in checks.items()}
                 self._at = self._clock()
             return dict(self._found)
 
-    def _log(self) -> None:
-        self._state.log.check()
-
     def _store(self) -> None:
         self._state.store.catalog.objects.read(layout.STORE)
-
-    def _disk(self) -> None:
-        config = self._state.config
-        free = shutil.disk_usage(config.wal).free
-        if free < config.disk_reserve_bytes:
-            raise DiskFullError(
-                f"Expected {config.disk_reserve_bytes:,} free bytes on the log's disk, came "
-                f"{free:,}; free some space."
-            )
 
 
 def _outcome(name: str, check: Callable[[], None]) -> str:
     try:
         check()
     except PenstockError as error:
-        logger.warning("not ready", check=name, kind=error.kind, message=error.message)
+        logger.warning("not ready", check=name, kind=error.kind, why=error.message)
         return error.kind
     except OSError as error:
-        logger.warning("not ready", check=name, message=str(error))
+        logger.warning("not ready", check=name, why=str(error))
         return "transient"
     return "ok"
 
@@ -96,10 +83,14 @@ async def status(request: Request) -> Response:
     return json_answer(await in_thread(state, _status, state))
 
 
+def _scrubbed(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: scrub(v) if isinstance(v, str) else v for n, v in figures.items()}
+
+
 def _status(state: ControlState) -> dict[str, Any]:
     return {
         "store": state.store.id,
-        "log": state.log.status(),
+        "log": _scrubbed(state.log.status()),
         "open_streams": state.quotas.open_streams,
         "limits": {
             "body_bytes": state.config.max_body_bytes,

@@ -33,7 +33,7 @@ class ServiceMetrics:
         )
         self.put_rejected = Counter(
             "penstock_put_rejected",
-            "Puts refused, by the kind of error.",
+            "Puts refused, by kind of error.",
             ["reason"],
             registry=here,
         )
@@ -48,29 +48,29 @@ class ServiceMetrics:
         )
         self.wal_group_size = Histogram(
             "penstock_wal_group_size",
-            "Puts that shared one fdatasync.",
+            "Puts of one fdatasync.",
             buckets=_COUNTS,
             registry=here,
         )
         self.wal_unsealed_bytes = Gauge(
             "penstock_wal_unsealed_bytes",
-            "Bytes of the log that no version holds yet.",
+            "Bytes in the log alone.",
             registry=here,
         )
         self.seal_lag = Gauge(
             "penstock_seal_lag_seconds",
-            "Age of the oldest ended episode not sealed yet.",
+            "Age of the oldest unsealed episode.",
             registry=here,
         )
         self.commit = Histogram(
             "penstock_commit_seconds",
-            "One commit of sealed episodes.",
+            "One commit of episodes.",
             buckets=_SLOW,
             registry=here,
         )
         self.commit_conflicts = Counter(
             "penstock_commit_conflicts",
-            "Commits that had to be made again on a new head.",
+            "Commits made again on a new head.",
             registry=here,
         )
         self.pull_bytes = Counter("penstock_pull_bytes", "Bytes sent to learners.", registry=here)

@@ -1,12 +1,16 @@
-"""What each token uses at the moment, held against its quota: streams, and bytes per second."""
+"""What each token uses at the moment, held against its quota.
+
+It is kept in memory: a restart forgets it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.service.tokens import Token
 from schemas.errors import BusyError
@@ -24,6 +28,9 @@ class _Use:
     streams: int = 0
     credit: float = 0.0  # bytes it may send at once
     at: float = 0.0  # seconds, when the credit was reckoned
+    unsealed: deque[tuple[int, int]] = field(default_factory=deque)
+    """Offsets in the log and bytes of what it pushed that may not be sealed."""
+    unsealed_bytes: int = 0
 
 
 class Quotas:
@@ -92,6 +99,35 @@ class Quotas:
                 )
             use.credit -= count
 
+    def pushed(self, token: Token | None, offset: int, count: int) -> None:
+        """Remembers what a token pushed, for `check_unsealed`, until it is sealed."""
+        if token is None or token.quota.unsealed_bytes is None:
+            return
+        with self._lock:
+            use = self._use(token)
+            use.unsealed.append((offset, count))
+            use.unsealed_bytes += count
+
+    def check_unsealed(self, token: Token | None, sealed_through: int) -> None:
+        """Holds what a token pushed since the start that no version has yet against its quota.
+
+        Raises:
+            BusyError: if it is as much as it may be.
+        """
+        limit = token.quota.unsealed_bytes if token is not None else None
+        if limit is None:
+            return
+        with self._lock:
+            use = self._use(token)
+            while use.unsealed and use.unsealed[0][0] <= sealed_through:
+                use.unsealed_bytes -= use.unsealed.popleft()[1]
+            if use.unsealed_bytes >= limit:
+                raise BusyError(
+                    f"Expected fewer than {limit:,} bytes of this token that are not sealed yet, "
+                    f"came {use.unsealed_bytes:,}; try again after the next seal.",
+                    retry_after=5.0,
+                )
+
     @property
     def open_streams(self) -> int:
         """How many streams are open now."""
@@ -99,18 +135,3 @@ class Quotas:
 
     def _use(self, token: Token | None) -> _Use:
         return self._used.setdefault(token.id if token is not None else OPEN_TO_ALL, _Use())
-
-
-def check_unsealed(token: Token | None, unsealed_bytes: int) -> None:
-    """Holds what a token pushed that no version has yet against its quota.
-
-    Raises:
-        BusyError: if it is more than it may be.
-    """
-    limit = token.quota.unsealed_bytes if token is not None else None
-    if limit is not None and unsealed_bytes >= limit:
-        raise BusyError(
-            f"Expected at most {limit:,} bytes of this token that are not sealed yet, came "
-            f"{unsealed_bytes:,}; try again after the next seal.",
-            retry_after=5.0,
-        )

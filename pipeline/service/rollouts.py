@@ -3,48 +3,52 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 
 from pipeline.service.answers import json_answer
 from pipeline.service.arrow_body import batches_in
 from pipeline.service.bodies import read_arrow
-from pipeline.service.state import ControlState, in_thread, state_of, trace_of
+from pipeline.service.state import Ack, ControlState, in_thread, state_of, trace_of
 from pipeline.service.tokens import Token, check_producer, stream_of
+from schemas.document import Document
 from schemas.errors import PenstockError, PutError
-from schemas.puts import Put, PutLimits, check_rows, check_schema
+from schemas.puts import Put
 from schemas.rollouts import read_header
 
 
-async def push(request: Request) -> Response:
-    """Takes one whole episode; the answer says the offset from which on it is safe."""
+class PushQuery(Document):
+    """How safe the episode is to be before the answer."""
+
+    ack: Ack = "durable"
+
+
+async def push(request: Request, query: Annotated[PushQuery, Query()]) -> Response:
+    """Takes one whole episode; the answer comes when it is safe, and says its offset in the log."""
     state, token = state_of(request), trace_of(request).token
     began = time.monotonic()
     try:
         with state.quotas.stream(token):
             body = await read_arrow(request)
+            state.quotas.check_unsealed(token, state.log.sealed_through)
             state.quotas.spend(token, len(body))
             puts = await in_thread(state, _puts, token, body)
-            offset = await in_thread(state, state.log.push, puts)
+            wait = state.config.request_seconds
+            offset = await in_thread(state, state.log.push, puts, query.ack, wait)
     except PenstockError as error:
         state.metrics.put_rejected.labels(error.kind).inc()
         raise
+    state.quotas.pushed(token, offset, len(body))
     _count(state, puts, len(body), time.monotonic() - began)
     last = puts[-1].header
-    return json_answer(
-        {"episode_id": last.episode_id, "sequence": last.sequence, "durable_offset": offset}
-    )
+    place = {"episode_id": last.episode_id, "sequence": last.sequence}
+    return json_answer({**place, "offset": offset, "ack": query.ack})
 
 
 def _puts(token: Token | None, body: bytes) -> list[Put]:
-    """Returns the checked puts of one whole episode."""
-    limits = PutLimits()
-    found: list[Put] = []
-    layout = None
-    for text, rows in batches_in(body):
-        layout = layout or check_schema(rows.schema, limits)
-        check_rows(rows, layout, limits)
-        found.append(Put(read_header(text), rows))
+    """Returns the puts of one whole episode; the log checks their rows."""
+    found = [Put(read_header(text), rows) for text, rows in batches_in(body)]
     first, last = found[0].header, found[-1].header
     check_producer(token, first.producer)
     same = {(put.header.producer, put.header.epoch, put.header.episode_id) for put in found}

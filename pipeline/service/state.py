@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
 from fastapi import Request
@@ -22,6 +22,7 @@ from schemas.errors import OutOfTimeError
 from schemas.puts import Put
 
 THREADS = 8
+Ack = Literal["received", "durable", "store"]
 _T = TypeVar("_T")
 
 
@@ -36,8 +37,19 @@ class RolloutLog(Protocol):
         """Returns figures of the log, as plain values."""
         ...
 
-    def push(self, puts: Sequence[Put]) -> int:
-        """Takes puts of one producer, in order; returns their durable offset when they are safe."""
+    def push(self, puts: Sequence[Put], ack: Ack, timeout: float) -> int:
+        """Takes puts of one producer in order; returns their offset when they are safe.
+
+        Args:
+            puts: what came.
+            ack: how safe they are to be.
+            timeout: seconds to wait for that.
+        """
+        ...
+
+    @property
+    def sealed_through(self) -> int:
+        """Every episode that ended at this offset or before it is in the store."""
         ...
 
 

@@ -1,0 +1,205 @@
+"""What is refused before any route is looked for: names, origins, sizes, slow and odd requests."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+
+from pipeline.service.access import is_ours
+from pipeline.service.config import service_config
+from pipeline.service.logs import log_to
+from tests.service.ports import ARROW, Port, body_of, episode, service_in
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    with service_in(
+        tmp_path_factory.mktemp("guard"),
+        max_json_bytes=2000,
+        max_body_bytes=100_000,
+        request_seconds=1.0,
+        allowed_hosts=("data.example",),
+    ) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *[("localhost", 200), ("localhost:9", 200), ("127.0.0.1:1", 200), ("[::1]:80", 200)],
+        *[("data.example", 200), ("DATA.example:8816", 200), ("10.0.0.1", 200)],
+        *[("evil.example", 403), ("localhost.evil.example", 403), ("data.example.evil", 403)],
+        *[("user@localhost", 403), ("127.0.0.1.evil.example", 403), ("local host", 403)],
+        *[("[::1", 403), ("localhost/x", 403), ("0x7f000001", 403), ("", 403)],
+    ],
+)
+def test_names_that_the_service_answers_to(port: Port, host: str, status: int):
+    answer = port.ask("GET", "/healthz", None, headers={"host": host})
+    assert answer.status_code == status
+    if status == 403:
+        assert answer.json()["error"]["kind"] == "forbidden"
+
+
+def test_names_of_a_public_port(tmp_path):
+    files = [tmp_path / name for name in ("cert", "key")]
+    for file in files:
+        file.write_text("x")
+    config = service_config(
+        {"wal": tmp_path, "host": "0.0.0.0", "tls_cert": files[0], "tls_key": files[1]}
+    )
+    assert is_ours(config, socket.gethostname())
+    assert is_ours(config, "192.168.7.7:8816")
+    assert not is_ours(config, "evil.example")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"origin": "OWN"}, 200),
+        ({"origin": "OWN", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:1"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "OWN.evil.example"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_pages_of_other_sites_change_nothing(port: Port, headers: dict[str, str], status: int):
+    sent = {name: value.replace("OWN", port.url) for name, value in headers.items()}
+    answer = port.ask("PUT", "/v1/tags/same", json={"ref": "main:1"}, headers=sent)
+    assert answer.status_code == status
+    for text in ("push", "pull"):
+        body = json.dumps({"token": port.texts[text]}).encode()
+        said = {**sent, "content-type": "application/json"}
+        answer = port.ask("POST", "/v1/session", None, content=body, headers=said)
+        assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
+)
+def test_what_a_form_could_send_is_no_json(port: Port, kind: str):
+    for method, path in (("PUT", "/v1/tags/x"), ("POST", "/v1/curate"), ("POST", "/v1/rollouts")):
+        answer = port.ask(method, path, content=b"{}", headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["error"]["kind"]) == (400, "usage")
+
+
+def test_long_bodies_are_not_read(port: Port):
+    json_type = {"content-type": "application/json"}
+    for path, kind, size in (
+        ("/v1/curate", json_type, 2001),
+        ("/v1/session", json_type, 2001),
+        ("/v1/rollouts", ARROW, 100_001),
+    ):
+        stated = {**kind, "content-length": str(2**50)}
+        assert _status(port, "POST", path, stated, b"") == 413
+        answer = port.ask("POST", path, content=b" " * size, headers=kind)
+        assert answer.status_code == 413
+        pieces = (b" " * 1000 for _ in range(size // 1000 + 1))
+        answer = port.ask("POST", path, content=pieces, headers=kind)
+        assert (answer.status_code, answer.json()["error"]["kind"]) == (413, "too_large")
+
+
+def test_compressed_bodies_are_refused(port: Port):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = port.ask("POST", "/v1/curate", content=b"x", headers=headers)
+    assert answer.status_code == 400
+    body = body_of(episode("zipped"), compression="zstd")
+    answer = port.ask("POST", "/v1/rollouts", content=body, headers=ARROW)
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (422, "bad_put")
+
+
+def test_a_body_that_never_comes(port: Port):
+    head = {"content-type": "application/json", "content-length": "10"}
+    assert _status(port, "POST", "/v1/curate", head, b"{") == 504
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"POST /v1/curate HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/curate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"\x00" * 100,
+    ],
+)
+def test_bytes_that_are_no_request(port: Port, raw: bytes):
+    assert _raw(port, raw)[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 401", b"HTTP/1.1 413")
+    assert port.ask("GET", "/healthz", None).status_code == 200
+
+
+def test_every_answer_has_the_headers(port: Port):
+    for method, path in (("GET", "/healthz"), ("GET", "/nowhere"), ("POST", "/healthz")):
+        answer = port.ask(method, path, None)
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cache-control"] == "no-store"
+        assert len(answer.headers["x-request-id"]) == 32
+        assert "server" not in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+    refused = port.ask("GET", "/healthz", None, headers={"host": "evil.example"})
+    assert refused.headers["x-content-type-options"] == "nosniff"
+
+
+def test_unknown_routes_and_methods(port: Port):
+    for method, path, status in (
+        *[("GET", "/docs", 404), ("GET", "/redoc", 404), ("GET", "/openapi.json", 404)],
+        *[("TRACE", "/healthz", 405), ("DELETE", "/v1/versions", 405), ("GET", "/v1", 404)],
+    ):
+        answer = port.ask(method, path)
+        assert answer.status_code == status
+        assert answer.json()["error"]["kind"] == "not_found"
+
+
+def test_no_secret_reaches_the_log(port: Port, restored_logs):
+    stream = io.StringIO()
+    log_to(stream)
+    text = port.texts["admin"]
+    secret = text.rpartition("_")[2]
+    port.ask("PUT", f"/v1/tags/{text}", json={"ref": text})
+    port.ask("GET", f"/v1/versions/{text}", params={"token": text})
+    port.ask("POST", "/v1/session", None, json={"token": text})
+    port.ask("POST", "/v1/curate", json={"where": f"task == '{text}'", "preview": True})
+    port.ask("GET", "/v1/versions", None, headers={"authorization": f"Bearer {text}x"})
+    found = stream.getvalue()
+    assert "request" in found
+    audit = (port.state.config.wal / "audit.jsonl").read_text()
+    book = (port.state.config.wal / "token.book").read_text()
+    for place in (found, audit, book):
+        assert text not in place
+        assert secret not in place
+
+
+def _status(port: Port, method: str, path: str, headers: dict[str, str], body: bytes) -> int:
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
+    headers = {**headers, "authorization": f"Bearer {port.texts['admin']}"}
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return int(_raw(port, "\r\n".join([*lines, "", ""]).encode() + body).split()[1])
+
+
+def _raw(port: Port, data: bytes) -> bytes:
+    place = urlsplit(port.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(data)
+        if not data.startswith((b"GET", b"POST")):
+            connection.shutdown(socket.SHUT_WR)
+        found = b""
+        try:
+            while piece := connection.recv(65536):
+                found += piece
+                if b"\r\n\r\n" in found:
+                    break
+        except ConnectionResetError:
+            pass
+    return found

@@ -1,0 +1,67 @@
+"""No secret reaches a log line, however it got into the record."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+import structlog
+
+from pipeline.service.logs import log_to, redacted
+from pipeline.service.tokens import new_text
+
+TEXT = new_text()
+SECRET = TEXT.split("_", 2)[2]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        TEXT,
+        f"Bearer {TEXT}",
+        f"authorization: bearer {SECRET}",
+        f"before{TEXT}after",
+        TEXT.encode(),
+        [TEXT, {"deep": (TEXT,)}],
+        {"token": SECRET},
+        {"Authorization": SECRET},
+        {"a": {"Set-Cookie": f"penstock_session={SECRET}"}},
+        f"penstock_session={SECRET}; path=/",
+        {TEXT: 1},
+        ValueError(TEXT),
+    ],
+    ids=range(12),
+)
+def test_secrets_are_blacked_out(value):
+    assert SECRET not in json.dumps(redacted(value))
+
+
+def test_other_values_stay():
+    value = {"path": "/v1/tags/x", "status": 200, "seconds": 0.5, "kind": None, "ok": True}
+    assert redacted(value) == value
+    assert redacted(TEXT).startswith("pnk_" + TEXT.split("_")[1])
+
+
+def test_every_way_to_log():
+    stream = io.StringIO()
+    log_to(stream)
+    structlog.get_logger("ours").info("said", token=SECRET, text=f"see {TEXT}")
+    with structlog.contextvars.bound_contextvars(request="r1", cookie=SECRET):
+        structlog.get_logger("ours").warning(f"in the event {TEXT}")
+    other = logging.getLogger("a.library")
+    other.warning("formatted %s", TEXT)
+    other.info("extra", extra={"header": f"Bearer {SECRET}"})
+    try:
+        raise RuntimeError(TEXT)
+    except RuntimeError:
+        other.exception("traceback")
+        structlog.get_logger("ours").exception("traceback")
+    lines = stream.getvalue().splitlines()
+    assert SECRET not in stream.getvalue()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 6
+    assert {"time", "level", "event", "logger"} <= records[0].keys()
+    assert records[1]["request"] == "r1"
+    assert all("RuntimeError" in record["exception"] for record in records[-2:])
