@@ -181,7 +181,7 @@ def split_batches(found: Mapping[str, np.ndarray], split: Split) -> list[Batch]:
 
 
 def rows_per_gather(
-    row_bytes: int, rows: int, most: int = 64, budget: int = 8 << 20, span: int = SPAN
+    row_bytes: int, rows: int, most: int = 64, budget: int = 12 << 20, span: int = SPAN
 ) -> int:
     """Returns how many batches to gather at once: many, but within a cache-friendly budget."""
     return max(1, min(most, budget // max(1, span * row_bytes * rows)))

@@ -1,8 +1,9 @@
 """Batches whose rows are more than one transition: windows, action chunks, stacked frames.
 
 All records that a row needs follow each other in its episode, so they are gathered together, each
-once, and what a batch holds are overlapping views into them. Where a row leaves its episode the
-nearest record stands in; only those places are then written to.
+once, and what a batch holds are overlapping views into them: a copy of the next observations would
+take a quarter of all the time again for windows of numbers, four fifths for those of pictures. Where
+a row leaves its episode the nearest record stands in; only those places are then written to.
 """
 
 from __future__ import annotations
@@ -101,10 +102,12 @@ class Slots:
         steps = config.history + (config.window or 1)
         values = _part(values, axis, first, steps + more - 1)
         has_more = more > 1 or (chunk and config.action_chunk is not None)
+        if not config.has_steps:  # what one step carries is all there is
+            return values if has_more else values[(slice(None),) * axis + (0,)]
         if has_more:
             values = sliding_window_view(values, more, axis, writeable=True)
             values = np.moveaxis(values, -1, axis + 1)
-        return values if config.has_steps else values[(slice(None),) * axis + (0,)]
+        return values
 
 
 def gather_slots(
@@ -155,6 +158,8 @@ def _records(
         return opened.take(rows)
     begin = np.clip(first, 0, len(opened.records) - count)
     records = opened.take_runs(begin, count)
+    if not len(crossing):
+        return records
     wanted = nearest + (first - begin).reshape(-1)[crossing]
     is_other = wanted != slots
     window = crossing * count
