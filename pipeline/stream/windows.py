@@ -2,8 +2,8 @@
 
 All records that a row needs follow each other in its episode, so they are gathered together, each
 once, and what a batch holds are overlapping views into them: a copy of the next observations would
-take a quarter of all the time again for windows of numbers, four fifths for those of pictures. Where
-a row leaves its episode the nearest record stands in; only those places are then written to.
+take a quarter of all the time again for windows of numbers, four fifths for those of pictures.
+Where a row leaves its episode the nearest record stands in; only those places are then written to.
 """
 
 from __future__ import annotations
