@@ -45,6 +45,8 @@ HEAVY: dict[str, tuple[str, ...]] = {
     "torch": (
         *("pipeline.stream.torch_adapter", "pipeline.stream.views.torchrl", "learners"),
         *("pipeline.stream.datasets", "pipeline.stream.ranks", "pipeline.stream.torch_transforms"),
+        *("pipeline.stream.transport", "pipeline.stream.on_device", "pipeline.stream.bench_device"),
+        "pipeline.stream.bench_ceilings",
     ),
     "tensordict": ("pipeline.stream.views.torchrl", "pipeline.stream.tensordicts"),
     "torchrl": ("pipeline.stream.views.torchrl",),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.stream.batches import Split, columns
+from pipeline.stream.batches import columns
 from pipeline.stream.device_plan import plan_columns
 from pipeline.stream.samplers import Drawn
 from pipeline.stream.source import OpenVersion
@@ -26,7 +26,8 @@ class Carrier:
     """Called by who gathers."""
     receive: Callable[[Any], Mapping[str, Any]]
     """Called by who takes batches, with what was sent."""
-    split: Split
+    split: Callable[[Any], Sequence[Any]]
+    """As `batches.Split`, of what was received."""
     says: str = ""
     """In words, for `describe`."""
 

@@ -8,11 +8,13 @@ host, bit for bit.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from pipeline.stream.batches import SPAN
-from pipeline.stream.samplers import Drawn
-from pipeline.stream.source import OpenVersion
+if TYPE_CHECKING:
+    from pipeline.stream.samplers import Drawn
+    from pipeline.stream.source import OpenVersion
 
 PAIRS, ANCHORS, FIRST, STOP = "rows/pairs", "rows/anchors", "rows/first", "rows/stop"
 NEXT, GOALS, REACHED = "rows/next", "rows/goals", "reached/goals"
@@ -57,10 +59,8 @@ def _pairs(
 ) -> dict[str, np.ndarray]:
     """Rows of single transitions, each with the one that it leads to."""
     n_step = opened.sums.n_step
-    pairs = np.empty((*anchors.shape, SPAN), np.int64)
-    pairs[..., 0] = anchors
     ahead = 1 if n_step is None else np.take(n_step.ahead, positions)
-    np.add(anchors, ahead, out=pairs[..., 1], casting="unsafe")
+    pairs = np.stack([anchors, anchors + ahead], axis=-1).astype(np.int64, copy=False)
     return {PAIRS: pairs, **_added(opened, positions)}
 
 

@@ -10,21 +10,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
 from pipeline.stream import device_plan
-from pipeline.stream.cache import CachedBlock
+from pipeline.stream.cache_index import CachedBlock
 from pipeline.stream.record import RecordLayout
-from pipeline.stream.source import OpenVersion
 from pipeline.stream.torch_adapter import torch_device
 from pipeline.stream.transport import Transport, torch_dtype
 from schemas.errors import UsageError
 from schemas.sizes import said_bytes
 from schemas.stream import StreamConfig
+
+if TYPE_CHECKING:
+    from pipeline.stream.source import OpenVersion
 
 PIECE_BYTES = 64 << 20
 """Of records that are uploaded at a time."""
@@ -289,7 +291,7 @@ def view(layout: RecordLayout, records: torch.Tensor, name: str) -> torch.Tensor
     dtype = torch_dtype(np.dtype(field.dtype))
     count = int(np.prod(field.shape, dtype=np.int64))
     values = records.view(dtype).narrow(-1, field.offset // dtype.itemsize, count)
-    return values.unflatten(-1, field.shape) if field.shape else values.squeeze(-1)
+    return values.view(*records.shape[:-1], *field.shape)
 
 
 def real_dtype(config: StreamConfig) -> torch.dtype:

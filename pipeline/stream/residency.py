@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from schemas.sizes import said_bytes
 from schemas.stream import StreamConfig
@@ -25,27 +26,48 @@ _CGROUP = Path("/sys/fs/cgroup")
 class Choice:
     """Where records are read from, and why."""
 
-    in_memory: bool
+    residency: Literal["mmap", "ram", "gpu"]
     why: str
 
 
 def choose(config: StreamConfig, size: int) -> Choice:
-    """Returns whether to read a copy in memory, or the mapped cache.
+    """Returns whether to read the mapped cache, or a copy of it in memory or on the GPU.
 
     Args:
         config: the stream's settings.
         size: of the copy, bytes.
     """
-    if config.residency != "auto":
-        return Choice(config.residency == "ram", "as asked")
+    if config.residency in ("mmap", "ram", "gpu"):
+        return Choice(config.residency, "as asked")
+    if not config.device.startswith("cuda"):
+        return _on_host(config, size)
+    limit, of_what = device_budget(config)
+    if size <= limit:
+        return Choice("gpu", f"as {said_bytes(size)} fit {of_what} of {said_bytes(limit)}")
+    found = _on_host(config, size)
+    over = f"as {said_bytes(size)} exceed {of_what} of {said_bytes(limit)}"
+    return Choice(found.residency, f"{over}, and {found.why}")
+
+
+def _on_host(config: StreamConfig, size: int) -> Choice:
     limit, of_what = budget(config)
     if config.world_size > 1:
-        return Choice(False, "as ranks on one machine share it")
+        return Choice("mmap", "as ranks on one machine share it")
     if size > limit:
-        return Choice(False, f"as {said_bytes(size)} exceed {of_what} of {said_bytes(limit)}")
+        return Choice("mmap", f"as {said_bytes(size)} exceed {of_what} of {said_bytes(limit)}")
     if size < LEAST:
-        return Choice(False, f"as a copy of {said_bytes(size)} would gain nothing")
-    return Choice(True, f"as {said_bytes(size)} fit {of_what} of {said_bytes(limit)}")
+        return Choice("mmap", f"as a copy of {said_bytes(size)} would gain nothing")
+    return Choice("ram", f"as {said_bytes(size)} fit {of_what} of {said_bytes(limit)}")
+
+
+def device_budget(config: StreamConfig) -> tuple[int, str]:
+    """Returns the bytes that records may take of a GPU, and what that number is."""
+    if config.device_memory is not None:
+        return config.device_memory, f"the budget on {config.device}"
+    from pipeline.stream.on_device import free_memory  # noqa: PLC0415 - an optional extra
+
+    free = free_memory(config.device)
+    return int(free * SHARE), f"a quarter of the free memory of {config.device}"
 
 
 def pack_threads(config: StreamConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from schemas.sizes import said_bytes
 from schemas.spec import FieldSpec
 from schemas.stream import StreamConfig
 from schemas.version import Block
+
+if TYPE_CHECKING:
+    from pipeline.stream.on_device import DeviceRecords
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class OpenVersion:
 
     windowed: WindowedRecords | None = None
     """What holds the records, if that is a few blocks at a time."""
+    device: DeviceRecords | None = None
+    """A copy of the records where batches are made, if that is a device."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Returns records by their rows of any shape, (*rows.shape, words) int32."""
@@ -184,6 +189,7 @@ class _Held:
     windowed: WindowedRecords | None
     place: str
     lacks: frozenset[str]
+    device: DeviceRecords | None = None
 
 
 def _in_cache(
@@ -197,10 +203,17 @@ def _in_cache(
     if config.verify:
         cache.verify(records, cached)
     choice = choose(config, records.nbytes)
-    place = "a copy in memory of " * choice.in_memory
+    where = {"ram": "a copy in memory of ", "gpu": f"a copy on {config.device} of "}
+    place = where.get(choice.residency, "")
     place += f"the memory-mapped cache {cache.path} ({choice.why})"
     lacks = _lacks(records, cache.layout, cached)
-    return _Held(cached, lined_up(records) if choice.in_memory else records, None, place, lacks)
+    if choice.residency == "gpu":
+        from pipeline.stream.on_device import hold  # noqa: PLC0415 - an optional extra
+
+        device = hold(records, cached, config.device, cache.path)
+        return _Held(cached, records, None, place, lacks, device)
+    is_copied = choice.residency == "ram"
+    return _Held(cached, lined_up(records) if is_copied else records, None, place, lacks)
 
 
 def _in_window(

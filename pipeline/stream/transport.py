@@ -44,7 +44,7 @@ class Transport:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         is_cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if is_cuda else None
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._slots = itertools.cycle([_Slot(is_pinned=is_cuda) for _ in range(SLOTS)])
 
     @property
@@ -72,7 +72,8 @@ class Transport:
                 places[name] = start, torch_dtype(array.dtype), array.shape
             data = host.to(self._device, non_blocking=self._stream is not None, copy=True)
             if self._stream is not None:
-                slot.copied = self._stream.record_event(torch.cuda.Event(blocking=True))
+                done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                slot.copied = self._stream.record_event(done)
         return Sent(data, slot.copied, places, others)
 
     def receive(self, sent: Sent) -> dict[str, Any]:

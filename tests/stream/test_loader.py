@@ -322,7 +322,7 @@ def test_a_state_with_a_version_that_is_gone_is_refused(store: Store) -> None:
         ({"batch_size": 2, "world_size": 3}, "none for some"),
         ({"seed": -1}, "seed"),
         ({"discount": 1.5}, "discount"),
-        ({"residency": "floppy"}, "'mmap', 'ram' or 'windowed'"),
+        ({"residency": "floppy"}, "'ram', 'windowed' or 'gpu'"),
         ({"dtype": "int8"}, "dtype"),
         ({"framework": "jax"}, "framework"),
         ({"device": "cuda"}, "cpu"),

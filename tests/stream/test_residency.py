@@ -73,22 +73,22 @@ def test_sizes_are_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "size", "in_memory", "why"),
+    ("settings", "size", "where", "why"),
     [
-        ({"memory": "1GB"}, 900 * 10**6, True, "900.0 MB fit the budget of 1.0 GB"),
-        ({"memory": "1GB"}, 10**9 + 1, False, "1.0 GB exceed the budget of 1.0 GB"),
-        ({"memory": 10**9}, 1000, False, "gain nothing"),
-        ({"memory": "1GB", "world_size": 2}, 900 * 10**6, False, "ranks on one machine"),
-        ({"memory": "1GB", "residency": "ram"}, 10**12, True, "as asked"),
-        ({"memory": "1GB", "residency": "mmap"}, 900 * 10**6, False, "as asked"),
-        ({}, 10**18, False, "exceed a quarter of the free memory"),
+        ({"memory": "1GB"}, 900 * 10**6, "ram", "900.0 MB fit the budget of 1.0 GB"),
+        ({"memory": "1GB"}, 10**9 + 1, "mmap", "1.0 GB exceed the budget of 1.0 GB"),
+        ({"memory": 10**9}, 1000, "mmap", "gain nothing"),
+        ({"memory": "1GB", "world_size": 2}, 900 * 10**6, "mmap", "ranks on one machine"),
+        ({"memory": "1GB", "residency": "ram"}, 10**12, "ram", "as asked"),
+        ({"memory": "1GB", "residency": "mmap"}, 900 * 10**6, "mmap", "as asked"),
+        ({}, 10**18, "mmap", "exceed a quarter of the free memory"),
     ],
 )
 def test_size_and_budget_choose(
-    settings: dict[str, object], size: int, in_memory: bool, why: str
+    settings: dict[str, object], size: int, where: str, why: str
 ) -> None:
     choice = choose(stream_config(settings), size)
-    assert choice.in_memory == in_memory
+    assert choice.residency == where
     assert why in choice.why
 
 
