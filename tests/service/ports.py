@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import io
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +14,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pyarrow as pa
-import uvicorn
 
 from pipeline.jobs.summary import describe
 from pipeline.service.config import service_config
-from pipeline.service.control import control_app, server_config
+from pipeline.service.listening import control_port
 from pipeline.service.running import running
 from pipeline.service.state import ControlState
 from pipeline.service.token_book import TokenBook, TokenRequest
@@ -103,29 +100,12 @@ def service_in(
     """A service over a store with some episodes in a folder; nothing is sealed unless asked."""
     store = open_store(folder / "store", create=True)
     store.append([episode(f"e{k}", k) for k in range(10)], "first")
-    given = {"wal": folder / "wal", "seal_every": 3600, "disk_reserve_bytes": 0, **settings}
+    given = {"wal": folder / "wal", "seal_every": 3600, "disk_reserve_bytes": 0}
+    given |= {"http_port": 0, **settings}
     failures: list[LogFailedError] = []
     config = service_config(given)
-    with (
-        running(store, config, describe, failures.append) as state,
-        listening(state) as port,
-    ):
-        yield port
+    with running(store, config, describe, failures.append) as state, control_port(state) as url:
+        texts = {} if state.book is None else tokens(state.book)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield Port(url, client, state, texts)
     assert failures == []
-
-
-@contextlib.contextmanager
-def listening(state: ControlState) -> Iterator[Port]:
-    """Serves a state on a free port of 127.0.0.1 while the context lasts."""
-    server = uvicorn.Server(server_config(control_app(state), state.config))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            texts = {} if state.book is None else tokens(state.book)
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, timeout=60) as client:
-                yield Port(url, client, state, texts)
-        finally:
-            server.should_exit = True
-            thread.join()

@@ -59,3 +59,18 @@ def test_settings_that_are_refused(tmp_path, tls, settings):
 def test_what_is_not_said_takes_its_default(tmp_path):
     config = service_config({"wal": tmp_path, "port": None, "token_file": tmp_path / "t"})
     assert (config.host, config.port, config.token_path) == ("127.0.0.1", 8815, tmp_path / "t")
+
+
+def test_a_missing_package_comes_with_a_hint(monkeypatch):
+    import importlib.util
+
+    from pipeline.service.extra import check_installed
+    from schemas.errors import MissingExtraError
+
+    check_installed()
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "uvicorn" else there(name)
+    )
+    with pytest.raises(MissingExtraError, match=r"'uvicorn'.*penstock\[service\]"):
+        check_installed()

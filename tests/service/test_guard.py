@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
+import ipaddress
 import json
 import socket
+import ssl
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from pipeline.service.access import is_ours
 from pipeline.service.config import service_config
@@ -160,6 +169,42 @@ def test_unknown_routes_and_methods(port: Port):
         answer = port.ask(method, path)
         assert answer.status_code == status
         assert answer.json()["error"]["kind"] == "not_found"
+
+
+def test_tls(tmp_path):
+    cert, key = certificate(tmp_path)
+    with service_in(tmp_path, tls_cert=cert, tls_key=key) as plain:
+        assert plain.url.startswith("https://")
+        trust = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(base_url=plain.url, verify=trust) as client:
+            said = client.post("/v1/session", json={"token": plain.texts["pull"]})
+            assert said.status_code == 200
+            assert "; secure" in said.headers["set-cookie"].lower()
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(plain.url.replace("https", "http") + "/healthz", timeout=5)
+        with pytest.raises(httpx.ConnectError):
+            plain.ask("GET", "/healthz", None)  # nobody vouches for the certificate
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "cert.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    files[0].write_bytes(made.public_bytes(pem))
+    kind, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    files[1].write_bytes(key.private_bytes(pem, kind, none))
+    return files
 
 
 def test_no_secret_reaches_the_log(port: Port, restored_logs):
