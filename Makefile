@@ -49,14 +49,16 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/penstock bench stream
 
-# Environments of other projects, each of its own, for `penstock bench ingest`.
+# Environments of other projects, each of its own, for `penstock bench ingest` and `stream`.
 PENSTOCK_PEERS ?= .peers
-PEERS := torchrl d3rlpy mosaicml
+PEERS := torchrl d3rlpy mosaicml robomimic tfds grain reverb lerobot
 
 peers: $(PEERS:%=$(PENSTOCK_PEERS)/%/.ready)
 
+# Torch first where it is asked for, as above.
 $(PENSTOCK_PEERS)/%/.ready: tests/peers/%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep '^torch==' $< | xargs -r $(@D)/bin/pip install --quiet --disable-pip-version-check
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.output import Json, emit, table
+from pipeline.cli.output import Json, emit, note, say, table
 
 
 def register(app: typer.Typer) -> None:
@@ -16,44 +17,144 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     what: Annotated[str, typer.Argument(help="stream, store or ingest")] = "stream",
-    rows: Annotated[int, typer.Option("--rows", min=1_000)] = 1_000_000,
+    rows: Annotated[int | None, typer.Option("--rows", min=1_000, help="1,000,000.")] = None,
     commits: Annotated[int, typer.Option("--commits", min=10, help="Of the store.")] = 1_000,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Of ingest.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Of stream (8) and ingest (3).")
+    ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="Of ingest; all by default.")
+    ] = None,
+    workloads: Annotated[
+        list[str] | None, typer.Option("--workload", help="Of stream: L1 to L4; all by default.")
+    ] = None,
+    peers: Annotated[
+        bool, typer.Option(help="Of stream: whether other projects take part.")
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Of stream: less data, few turns.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Of stream: shares of the ceiling, .png or .svg.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="Of stream: batches that end up there, such as cuda."),
     ] = None,
     json: Json = False,
 ) -> None:
     from schemas.errors import UnknownNameError, suggest
 
-    if what == "stream":
-        from pipeline.stream.bench import bench_stream
+    if what == "stream" and device is not None:
+        result = _on_device(device, rows or 1_000_000)
+    elif what == "stream":
+        result = _stream(rows, rounds, tuple(workloads or ()), has_peers=peers, is_quick=quick)
+        if plot is not None:
+            from pipeline.stream.bench_plot import plot_stream
 
-        result = bench_stream(rows=rows)
-        shown: list[tuple[Any, ...]] = [
-            (r["name"], r["batches_per_cpu_second"], r["ratio"]) for r in result["results"]
-        ]
-        columns: tuple[str, ...] = ("what", "batches per CPU second", "of the ceiling")
+            plot_stream(result, plot)
     elif what == "store":
         from pipeline.store.bench import bench_store
 
-        result = bench_store(commits=commits, rows=rows)
-        shown = [*result.items()]
-        columns = ("what", "value")
+        result = bench_store(commits=commits, rows=rows or 1_000_000)
     elif what == "ingest":
         from pipeline.jobs.bench import bench_ingest
 
-        result = bench_ingest(rows=rows, rounds=rounds, datasets=formats or ())
-        shown = [
-            (r["dataset"], r["name"], r["cpu_s"], r["steps_per_cpu_second"], r["over_reading"])
-            for r in result["results"]
-        ]
-        shown += [(name, "failed", why, "", "") for name, why in result["failed"].items()]
-        columns = ("dataset", "who", "CPU s", "steps per CPU second", "over reading alone")
+        result = bench_ingest(rows=rows or 1_000_000, rounds=rounds or 3, datasets=formats or ())
     else:
         known = ("stream", "store", "ingest")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
     if json:
         emit(result)
+    elif what == "stream" and device is not None:
+        _show_device(result)
     else:
-        table(columns, shown)
+        {"stream": show_stream, "store": _show_store, "ingest": _show_ingest}[what](result)
+
+
+def _stream(
+    rows: int | None,
+    rounds: int | None,
+    workloads: tuple[str, ...],
+    *,
+    has_peers: bool,
+    is_quick: bool,
+) -> dict[str, Any]:
+    import dataclasses
+
+    from pipeline.stream.bench import QUICK, BenchConfig, bench_stream
+
+    given = {"rows": rows, "rounds": rounds, "workloads": workloads}
+    asked = {name: value for name, value in given.items() if value}
+    config = QUICK if is_quick else BenchConfig()
+    config = dataclasses.replace(config, has_peers=has_peers, **asked)  # type: ignore[arg-type]
+    return bench_stream(config, say=note)
+
+
+def show_stream(result: dict[str, Any]) -> None:
+    """Prints a table per workload."""
+    from pipeline.stream.bench_cases import TITLES
+
+    machine = result["machine"]
+    say(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GiB, load "
+        f"{machine['load_before']} before and {machine['load_after']} after"
+    )
+    columns = ("who", "best", "median", "of the ceiling", "wall", "first batch, s", "peak MB")
+    for name, rows in result["workloads"].items():
+        shown = [
+            (
+                *(row["name"], round(row["best"], 1), round(row["median"], 1)),
+                *(row["best_of_ceiling"], round(row["wall"], 1), row.get("first_batch_s")),
+                *(row["peak_mb"], _verdict(row)),
+            )
+            for row in rows
+        ]
+        unit = rows[0]["unit"] if rows else ""
+        table((*columns, "compared with the source"), shown, f"{name}: {TITLES[name]}; {unit}")
+        ratios = result["ratios"][name]
+        told = [f"{who} {value:.3g}" for who, value in ratios.items() if isinstance(value, float)]
+        say("Penstock over: " + ", ".join(told) if told else "")
+    for title, why in {**result["skipped"], **result["failed"]}.items():
+        note(f"{title}: {why}")
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if "is_whole" in row:
+        return "" if row["is_whole"] else f"broken off after {row['rows']:,} rows"
+    return "; ".join(row["checks"]["failing"]) or "right"
+
+
+def _show_store(result: dict[str, Any]) -> None:
+    table(("what", "value"), [*result.items()])
+
+
+def _show_ingest(result: dict[str, Any]) -> None:
+    shown: list[tuple[Any, ...]] = [
+        (r["dataset"], r["name"], r["cpu_s"], r["steps_per_cpu_second"], r["over_reading"])
+        for r in result["results"]
+    ]
+    shown += [(name, "failed", why, "", "") for name, why in result["failed"].items()]
+    columns = ("dataset", "who", "CPU s", "steps per CPU second", "over reading alone")
+    table(columns, shown)
+
+
+def _on_device(device: str, rows: int) -> dict[str, Any]:
+    from schemas.errors import missing_extra
+
+    try:
+        from pipeline.stream.bench_device import bench_device
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise missing_extra("learners", "torch") from None
+    return bench_device(rows=rows, device=device)
+
+
+def _show_device(result: dict[str, Any]) -> None:
+    shown = [
+        (r["name"], r["batches_per_second"], r["trained_per_second"], r["of_training_alone"])
+        for r in result["results"]
+    ]
+    shown.append(("training on one batch that stays", "", result["training_alone_per_second"], 1))
+    table(("what", "batches per second", "trained per second", "of training alone"), shown)

@@ -1,175 +1,337 @@
-"""How near streams come to the physical ceiling, measured side by side in one run.
+"""How fast streams are, beside other projects' loaders and the physical ceiling, in one run.
 
-The ceiling is what nothing can beat that draws random transitions of this size from one
-memory-mapped file: random numbers, looked up in a table of rows that have a next one, one gather of
-(row, next row) for many batches, and the five arrays that a training step reads, cut per batch; no
-plan, no provenance, no resume. `numpy.take` makes the ceiling of NumPy batches and
-`torch.index_select` that of tensors; the bare copy of random records, nothing looked up and nothing
-cut, stands beside them. All figures are batches per second of CPU time on one core; contenders take
-many short turns and the best of each counts, so that a noisy moment hurts none of them.
+Sources of known rows are made first (`bench_data`), and each contender writes its own format of
+them. Then each runs in a process of its own (`bench_cases`), on one thread per library, and all
+take many short turns, every second round backwards, so that a noisy moment hurts none of them more
+than another. Figures are per second of CPU time, children's included; the best and the median of
+the rounds are told. Afterwards everybody's batches are compared with the source (`bench_checks`):
+a contender that delivers something else says so beside its figures.
+
+An epoch (L3) is a process of its own each time, with all files dropped from the page cache.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
+import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.store.reader import Version
-from pipeline.store.store import open_store
-from pipeline.stream.batches import SPAN, rows_per_gather
-from pipeline.stream.loader import Stream
-from pipeline.stream.record import RecordLayout
-from pipeline.stream.source import OpenVersion
-from schemas.episode import Episode
-
-OBSERVATION, ACTION, LENGTH = 11, 3, 500  # Hopper
-_READ = (
-    ("observations", 0),
-    ("actions", 0),
-    ("rewards", 0),
-    ("observations", 1),
-    ("terminated", 0),
+from pipeline.stream.bench_cases import (
+    CEILING,
+    CONTENDERS,
+    OURS,
+    SOURCES,
+    Case,
+    CaseFailedError,
+    Contender,
+    Process,
+    choose,
 )
-"""Fields that a training step reads, and from which of the two records."""
+from pipeline.stream.bench_checks import (
+    Rows,
+    check_pictures,
+    check_transitions,
+    check_windows,
+    saved_batch,
+)
+from pipeline.stream.bench_data import NUMBERS, forget, make_source, read_source
+from pipeline.stream.bench_ours import BUDGET
+from schemas.errors import UnknownNameError, suggest
 
-Contender = Callable[[], object]
-"""Makes one batch."""
+_ROOT = Path(__file__).parents[2]
+Say = Callable[[str], None]
+_ARRAYS = {"L1": 5, "L2": 4, "L4": 2}
+"""Arrays of a batch, of which a contender may leave out the last."""
 
-GATHER, BY_TAKE, BY_SELECT = "numpy.take alone", "numpy.take ceiling", "torch.index_select ceiling"
-_CEILINGS = {"Stream as NumPy": BY_TAKE, "Stream as torch": BY_SELECT, BY_SELECT: BY_SELECT}
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is measured, and for how long."""
+
+    workloads: tuple[str, ...] = tuple(SOURCES)
+    rows: int = 1_000_000
+    """Steps of numbers."""
+    pictures: int = 20_000
+    """Steps of pictures."""
+    rounds: int = 8
+    """How often contenders take turns."""
+    seconds: float = 0.5
+    """Of a turn."""
+    epochs: int = 3
+    """How often contenders take turns at an epoch."""
+    longest_epoch: float = 8.0
+    """Seconds after which an epoch is broken off."""
+    check_batches: int = 400
+    """Batches of transitions that are compared with the source; fewer of those that are larger."""
+    check_seconds: float = 3.0
+    """Of making those."""
+    has_peers: bool = True
+    """Whether other projects take part."""
+    peers: Path | None = None
+    """Folder of their environments; `PENSTOCK_PEERS`, else `.peers` here, by default."""
+
+
+QUICK = BenchConfig(
+    rows=100_000, pictures=2_000, rounds=3, seconds=0.2, epochs=1, longest_epoch=2.0
+)
 
 
 def bench_stream(
-    rows: int = 1_000_000, batch_size: int = 256, batches: int = 1_920, rounds: int = 15
+    config: BenchConfig | None = None,
+    contenders: Sequence[Contender] = CONTENDERS,
+    say: Say = lambda _: None,
 ) -> dict[str, Any]:
-    """Measures uniform transitions of Hopper's size against the packed-gather ceiling.
+    """Measures all contenders at some workloads.
 
     Args:
-        rows: steps in the store.
-        batch_size: B.
-        batches: per contender and round.
-        rounds: how often contenders take turns; the best round of each counts.
+        config: what to measure.
+        contenders: who takes part.
+        say: told of what is being done.
 
     Returns:
-        `results`: name, batches per CPU second and share of its ceiling per contender; and the
-        seconds to the first batch with a cold and a warm cache.
+        `workloads`: per workload a list of what was measured of each contender, fastest first;
+        `ratios`: ours over the ceiling and over others, by workload; `skipped` and `failed`: why
+        some are not there; `machine`, `config`.
+
+    Raises:
+        UnknownNameError: for a workload that is none.
     """
+    config = config or BenchConfig()
+    for name in config.workloads:
+        if name not in SOURCES:
+            raise UnknownNameError(f"Expected a workload, came {name!r}; {suggest(name, SOURCES)}")
+    asked = [one for one in contenders if config.has_peers or one.kind != "peer"]
+    peers = config.peers or Path(os.environ.get("PENSTOCK_PEERS", _ROOT / ".peers"))
+    cases, skipped = choose(asked, config.workloads, peers)
+    machine = {**_machine(), "load_before": _load()}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
-        version = _made_version(Path(folder), rows)
-        seconds = [_first_batch_seconds(version, folder, batch_size) for _ in range(2)]
-        contenders = _contenders(version, folder, batch_size)
-        best = dict.fromkeys(contenders, 0.0)
-        for _ in range(rounds):
-            for name, make in contenders.items():
-                best[name] = max(best[name], _rate(make, batches))
+        run = _Run(config, peers, Path(folder), say)
+        measured = {
+            name: run.workload([case for case in cases if case.workload == name])
+            for name in config.workloads
+        }
+    found = {name: _shares(rows) for name, rows in measured.items()}
     return {
-        "rows": rows,
-        "batch_size": batch_size,
-        "first_batch_seconds": round(seconds[0], 3),
-        "first_batch_seconds_warm": round(seconds[1], 3),
-        "results": [
-            {
-                "name": name,
-                "batches_per_cpu_second": round(rate),
-                "ratio": round(rate / best[_CEILINGS.get(name, BY_TAKE)], 3),
-            }
-            for name, rate in best.items()
-        ],
+        "rows": config.rows,
+        "pictures": config.pictures,
+        "rounds": config.rounds,
+        "seconds": config.seconds,
+        "machine": {**machine, "load_after": _load()},
+        "workloads": found,
+        "ratios": {name: _ratios(name, rows) for name, rows in found.items()},
+        "skipped": skipped,
+        "failed": run.failed,
     }
 
 
-def _made_version(folder: Path, rows: int) -> Version:
-    random = np.random.default_rng(0)
+class _Run:
+    """One run of the benchmark, in a folder that is deleted after it."""
 
-    def episodes() -> Iterator[Episode]:
-        for number in range(-(-rows // LENGTH)):
-            length = min(LENGTH, rows - number * LENGTH)
-            yield Episode(
-                episode_id=f"bench/{number}",
-                observations=random.random((length + 1, OBSERVATION), np.float32),  # type: ignore[arg-type]
-                actions=random.random((length, ACTION), np.float32),
-                rewards=random.random(length, np.float32),
-                terminated=number % 2 == 0,  # type: ignore[arg-type]
-                truncated=number % 2 == 1,  # type: ignore[arg-type]
-            )
+    def __init__(self, config: BenchConfig, peers: Path, folder: Path, say: Say) -> None:
+        self._config, self._peers, self._folder, self._say = config, peers, folder, say
+        self._places: dict[str, Path] = {}
+        self._prepared: dict[tuple[str, str], str] = {}
+        self._rows: Rows | None = None
+        self.failed: dict[str, str] = {}
+        """Why, by name and workload."""
 
-    return open_store(folder / "store", create=True).append(episodes())
-
-
-def _first_batch_seconds(version: Version, folder: str, batch_size: int) -> float:
-    start = time.perf_counter()
-    next(Stream(version, batch_size=batch_size, framework="numpy", cache_dir=f"{folder}/cache"))
-    return time.perf_counter() - start
-
-
-def _contenders(version: Version, folder: str, batch_size: int) -> dict[str, Contender]:
-    def stream(framework: Any) -> Stream:
-        return Stream(
-            version, batch_size=batch_size, framework=framework, cache_dir=f"{folder}/cache"
-        )
-
-    by_numpy = stream("numpy")
-    opened = by_numpy.feed.at(0)
-    steps = rows_per_gather(opened.layout.size, batch_size)
-    rows = opened.index.find(np.arange(len(opened.index)))[0].astype(np.int64)
-    every = np.arange(len(opened.records) - 1)
-    found: dict[str, Contender] = {
-        GATHER: _take_gather(opened, every, (steps, batch_size), read=()),
-        BY_TAKE: _take_gather(opened, rows, (steps, batch_size), read=_READ),
-    }
-    try:
-        from pipeline.stream import torch_adapter  # noqa: PLC0415 - an optional extra
-    except ModuleNotFoundError:
-        return {**found, "Stream as NumPy": by_numpy.__next__}
-    read = [(*_words(opened.layout, name), ahead) for name, ahead in _READ]
-    found[BY_SELECT] = torch_adapter.window_gather(opened.records, rows, (steps, batch_size), read)
-    return {
-        **found,
-        "Stream as NumPy": by_numpy.__next__,
-        "Stream as torch": stream("torch").__next__,
-    }
-
-
-def _take_gather(
-    opened: OpenVersion,
-    anchors: np.ndarray,
-    shape: tuple[int, int],
-    read: Sequence[tuple[str, int]],
-) -> Contender:
-    """Batches of random (row, next row) pairs by `numpy.take`; whole blocks if nothing is read."""
-    random = np.random.default_rng(0)
-    ready: list[object] = []
-
-    def batch() -> object:
+    def workload(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """Measures the cases of one workload."""
+        ready = [case for case in cases if self._is_prepared(case)]
         if not ready:
-            drawn = random.integers(0, len(anchors), shape)
-            pairs = np.empty((*shape, SPAN), np.int64)
-            pairs[..., 0] = np.take(anchors, drawn, mode="clip") if read else drawn
-            np.add(pairs[..., 0], 1, out=pairs[..., 1])
-            taken = np.take(opened.records, pairs, axis=0, mode="clip")
-            views = [list(opened.layout.view(taken, name, ahead)) for name, ahead in read]
-            ready.extend(zip(*views, strict=True) if read else [taken] * shape[0])
-        return ready.pop()
+            return []
+        return self._epochs(ready) if ready[0].workload == "L3" else self._turns(ready)
 
-    return batch
+    def _turns(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        config, workload = self._config, cases[0].workload
+        with contextlib.ExitStack() as stack:
+            running: dict[Case, Process] = {}
+            found: dict[Case, dict[str, Any]] = {}
+            turns: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+            for case in cases:
+                self._say(f"{workload}: {case.name} opens")
+                process = stack.enter_context(self._process(case))
+                with self._failing(case):
+                    found[case] = process.ask("open", case=case.function)
+                    running[case] = process
+            for number in range(config.rounds):
+                self._say(f"{workload}: round {number + 1} of {config.rounds}")
+                for case in [*running][:: 1 if number % 2 == 0 else -1]:
+                    with self._failing(case, running):
+                        turns[case].append(running[case].ask("turn", seconds=config.seconds))
+            for case in [*running]:
+                self._say(f"{workload}: {case.name} is compared with the source")
+                with self._failing(case, running):
+                    found[case]["checks"] = self._checks(case, running[case])
+        return [
+            {**_told(case, found[case], turns[case]), "checks": found[case]["checks"]}
+            for case in running
+        ]
+
+    def _epochs(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        config = self._config
+        found: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+        for number in range(config.epochs):
+            for case in [*found][:: 1 if number % 2 == 0 else -1]:
+                self._say(f"L3: {case.name}, epoch {number + 1} of {config.epochs}")
+                forget(self._place(case))
+                with self._failing(case, found), self._process(case) as process:
+                    asked = {"case": case.function, "seconds": config.longest_epoch}
+                    found[case].append(process.ask("epoch", **asked))
+        return [_told_epochs(case, epochs) for case, epochs in found.items()]
+
+    def _checks(self, case: Case, process: Process) -> dict[str, Any]:
+        config, place, workload = self._config, self._place(case), case.workload
+        file = self._folder / "batches.npz"
+        fewer = {"L1": 1, "L2": 8, "L4": 64}[workload]
+        most = max(1, config.check_batches // fewer)
+        process.ask("save", file=str(file), seconds=config.check_seconds, batches=most)
+        with np.load(file, allow_pickle=False) as archive:
+            batch = saved_batch({name: archive[name] for name in archive}, _ARRAYS[workload])
+        if workload == "L4":
+            return check_pictures(read_source(place), batch)
+        if self._rows is None:
+            self._rows = Rows(read_source(place))
+        check = check_transitions if workload == "L1" else check_windows
+        return check(self._rows, batch)
+
+    def _is_prepared(self, case: Case) -> bool:
+        """Makes the source of a case and its own format of it, once each; False if that failed."""
+        source = SOURCES[case.workload]
+        key = (case.contender.title, source)
+        place = self._place(case)
+        if source not in case.contender.writes:
+            return True
+        if key not in self._prepared:
+            self._say(f"{case.contender.title} writes {source} in its own format")
+            why = ""
+            try:
+                with Process(case.contender, place, self._peers) as process:
+                    process.ask("prepare", source=source)
+            except CaseFailedError as error:
+                why = f"in writing its own format: {error}"
+            self._prepared[key] = why
+        if self._prepared[key]:
+            self.failed[f"{case.name} at {case.workload}"] = self._prepared[key]
+        return not self._prepared[key]
+
+    def _place(self, case: Case) -> Path:
+        source, config = SOURCES[case.workload], self._config
+        if source not in self._places:
+            self._say(f"{source} are made")
+            steps = config.rows if source == NUMBERS else config.pictures
+            self._places[source] = make_source(self._folder, source, steps)
+        return self._places[source]
+
+    def _process(self, case: Case) -> Process:
+        return Process(case.contender, self._place(case), self._peers)
+
+    @contextlib.contextmanager
+    def _failing(self, case: Case, still: dict[Case, Any] | None = None) -> Any:
+        """Leaves a case that fails out from then on, and says why."""
+        try:
+            yield
+        except CaseFailedError as error:
+            self.failed[f"{case.name} at {case.workload}"] = str(error)
+            if still is not None:
+                still.pop(case)
 
 
-def _words(layout: RecordLayout, name: str) -> tuple[int, int]:
-    """First word and number of words of a field."""
-    field = next(field for field in layout.fields if field.name == name)
-    size = int(np.prod(field.shape, dtype=np.int64)) * np.dtype(field.dtype).itemsize
-    return field.offset // 4, -(-size // 4)
+def _told(case: Case, opened: dict[str, Any], turns: list[dict[str, Any]]) -> dict[str, Any]:
+    rates = [turn["batches"] / turn["cpu_s"] for turn in turns]
+    return {
+        **_said(case, opened),
+        "unit": "batches per CPU second",
+        "best": max(rates),
+        "median": statistics.median(rates),
+        "rates": [round(rate, 2) for rate in rates],
+        "wall": max(turn["batches"] / turn["wall_s"] for turn in turns),
+        "open_cpu_s": round(opened["open_cpu_s"], 2),
+        "peak_mb": round(max(turn["peak_mb"] for turn in turns)),
+    }
 
 
-def _rate(make: Contender, batches: int) -> float:
-    for _ in range(64):
-        make()
-    start = time.process_time()
-    for _ in range(batches):
-        make()
-    return batches / (time.process_time() - start)
+def _told_epochs(case: Case, epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    rates = [epoch["rows"] / epoch["cpu_s"] for epoch in epochs]
+    return {
+        **_said(case, epochs[0]),
+        "unit": "rows per CPU second",
+        "best": max(rates),
+        "median": statistics.median(rates),
+        "rates": [round(rate) for rate in rates],
+        "wall": max(epoch["rows"] / epoch["wall_s"] for epoch in epochs),
+        "first_batch_s": round(statistics.median(epoch["first_batch_s"] for epoch in epochs), 3),
+        "rows": epochs[0]["rows"],
+        "is_whole": all(epoch["is_whole"] for epoch in epochs),
+        "peak_mb": round(max(epoch["peak_mb"] for epoch in epochs)),
+        "grown_mb": round(max(epoch["grown_mb"] for epoch in epochs)),
+        "checks": {"failing": []},
+    }
+
+
+def _said(case: Case, answer: dict[str, Any]) -> dict[str, Any]:
+    contender = case.contender
+    said = {"what": answer["what"], "version": answer["version"]}
+    return {"name": case.name, "kind": contender.kind, "function": case.function, **said}
+
+
+def _shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds the share of the ceiling, the fastest of several; fastest first."""
+    for figure in ("best", "median"):
+        ceiling = max((row[figure] for row in rows if row["kind"] == "ceiling"), default=None)
+        for row in rows:
+            row[f"{figure}_of_ceiling"] = row[figure] / ceiling if ceiling else None
+    return sorted(rows, key=lambda row: -row["best"])
+
+
+def _ratios(workload: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ours over others: best over best, of others the fastest of their ways."""
+    by_function = {row["function"]: row for row in rows if row["kind"] == "ours"}
+    ours = by_function.get(workload.lower())
+    if ours is None:
+        return {}
+
+    def over(chosen: list[dict[str, Any]]) -> float | None:
+        return ours["best"] / max(row["best"] for row in chosen) if chosen else None
+
+    peers = [row for row in rows if row["kind"] == "peer"]
+    found = {
+        CEILING: ours["best_of_ceiling"],
+        "TorchRL": over([row for row in peers if row["name"].startswith("TorchRL")]),
+        "CORL's pattern": over([row for row in peers if row["name"].startswith("CORL")]),
+        "fastest peer": over(peers),
+        "fastest peer's name": max(peers, key=lambda row: row["best"])["name"] if peers else None,
+    }
+    windowed, shards = by_function.get("l3_windowed"), by_function.get("l3_shards")
+    if windowed and shards:
+        found["windowed over shards alone"] = windowed["best"] / shards["best"]
+        found["windowed, wall, over shards alone"] = windowed["wall"] / shards["wall"]
+        found["windowed, memory over its budget"] = windowed["grown_mb"] * 2**20 / BUDGET
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 2**30),
+        "python": platform.python_version(),
+    }
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+__all__ = ["OURS", "QUICK", "BenchConfig", "bench_stream"]

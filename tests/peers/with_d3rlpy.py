@@ -1,5 +1,7 @@
 """A D4RL file as a d3rlpy dataset, dumped to its own HDF5; its final observations are lost."""
 
+from collections.abc import Mapping
+
 import d3rlpy
 import h5py
 import numpy as np
@@ -7,7 +9,10 @@ import numpy as np
 
 def convert(source: str, target: str) -> None:
     with h5py.File(source) as file:
-        d = {key: file[key][:] for key in file if key != "next_observations"}
+        dump({key: file[key][:] for key in file if key != "next_observations"}, target)
+
+
+def dump(d: Mapping[str, np.ndarray], target: str) -> None:
     dataset = d3rlpy.dataset.MDPDataset(
         d["observations"],
         d["actions"],

@@ -1,6 +1,8 @@
 """A D4RL file as a Minari dataset, by Minari's own writer (`create_dataset_from_buffers`)."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import h5py
@@ -8,21 +10,33 @@ import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
-KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+NUMBERS = gymnasium.spaces.Box(-np.inf, np.inf, (11,), np.float32)
 
 
 def convert(source: str, target: str) -> None:
     os.environ["MINARI_DATASETS_PATH"] = target
     with h5py.File(source) as file:
-        d = {key: file[key][:] for key in KEYS}
+        d = {key: file[key][:] for key in (*KEYS, "next_observations")}
+    last = d["next_observations"][d["terminals"] | d["timeouts"]]
+    create("bench/low-v0", d, last, NUMBERS)
+
+
+def create(
+    name: str,
+    d: Mapping[str, np.ndarray],
+    last: np.ndarray,
+    space: gymnasium.spaces.Box,
+    **options: Any,
+) -> None:
+    """Writes flat arrays by D4RL's names, and the last observation of each episode."""
     ends = np.flatnonzero(d["terminals"] | d["timeouts"]) + 1
     buffers = []
     for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        seen = [d["observations"][start:end], d["next_observations"][end - 1 : end]]
         buffers.append(
             EpisodeBuffer(
                 id=number,
-                observations=np.concatenate(seen),
+                observations=np.concatenate([d["observations"][start:end], last[number][None]]),
                 actions=d["actions"][start:end],
                 rewards=d["rewards"][start:end],
                 terminations=d["terminals"][start:end],
@@ -30,14 +44,15 @@ def convert(source: str, target: str) -> None:
             )
         )
     minari.create_dataset_from_buffers(
-        "bench/low-v0",
+        name,
         buffers,
-        observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (11,), np.float32),
-        action_space=gymnasium.spaces.Box(-1, 1, (3,), np.float32),
+        observation_space=space,
+        action_space=gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32),
         data_format="hdf5",
         algorithm_name="none",
         author="none",
         author_email="none@example.org",
         code_permalink="none",
         description="benchmark",
+        **options,
     )
