@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.store.store import Store
 from pipeline.stream.record import LINE
 from pipeline.stream.runs import can_take_runs, lined_up, take_runs
+from tests.stream.test_loader import stream, take
 
 
 @given(
@@ -50,3 +54,23 @@ def test_a_copy_begins_with_a_line(rows: int) -> None:
     found = lined_up(records)
     assert found.ctypes.data % LINE == 0
     assert np.array_equal(found, records)
+
+
+@pytest.mark.parametrize("settings", [{}, {"sampler": "window", "window": 4, "frame_stack": 1}])
+def test_batches_share_nothing_to_write_to(store: Store, settings: dict[str, Any]) -> None:
+    first, second = take(stream(store.version(), **settings), 2)
+    _, expected = take(stream(store.version(), **settings), 2)
+    for array in first.values():
+        array[...] = 0
+    for name, array in second.items():
+        np.testing.assert_array_equal(array, expected[name], strict=True)
+
+
+def test_fields_of_transitions_share_nothing_to_write_to(store: Store) -> None:
+    (batch,) = take(stream(store.version()), 1)
+    for written in batch:
+        before = {name: array.copy() for name, array in batch.items()}
+        batch[written][...] = 1 - before[written]
+        for name, array in batch.items():
+            if name != written:
+                np.testing.assert_array_equal(array, before[name], strict=True)
