@@ -7,11 +7,16 @@ mapping of tensors, so that checkpoints need no knowledge of any algorithm.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from learners.agents import Agents
+from learners.inputs import Scaler
 from learners.normaliser import Normaliser
 from learners.settings import LearnerSettings, read_settings
 from schemas.errors import UnknownNameError, suggest
@@ -21,41 +26,97 @@ Batch = Mapping[str, Any]
 more; B rows each."""
 
 
-class Learner(Protocol):
-    """One algorithm with its networks, optimisers and random state."""
+@dataclass(frozen=True)
+class Transitions:
+    """Transitions of K agents, on the scales of networks."""
+
+    s_t: Tensor  # (K, B, O)
+    a_t: Tensor  # (K, B, A), unit box
+    rewards: Tensor  # (K, B)
+    s_tp1: Tensor  # (K, B, O)
+    discounts: Tensor  # (K, B); gamma, or 0 after a terminated step
+    mask: Tensor  # (K, B)
+
+
+class Learner(ABC):
+    """One algorithm for K agents, which differ by their seed and train side by side.
+
+    A run of one seed has K = 1. Batches hold the agents' rows one agent after another.
+
+    Args:
+        settings: hyperparameters.
+        normaliser: how inputs are scaled; gives the sizes of inputs and outputs, too.
+        seeds: one per agent.
+        device: where networks and batches live.
+    """
 
     name: ClassVar[str]
     settings_kind: ClassVar[type[LearnerSettings]]
 
-    @property
-    def settings(self) -> LearnerSettings:
-        """The hyperparameters it was made with."""
-        ...
+    def __init__(
+        self,
+        settings: Any,
+        normaliser: Normaliser,
+        seeds: Sequence[int] = (0,),
+        device: str = "cpu",
+    ) -> None:
+        self.settings = settings
+        self.normaliser = normaliser
+        self.scaler = Scaler(normaliser, device)
+        self.agents = Agents(seeds, device)
+        self.build(normaliser.observation_dims, normaliser.action_dims)
 
-    @property
-    def normaliser(self) -> Normaliser:
-        """How its inputs are scaled."""
-        ...
+    @abstractmethod
+    def build(self, states: int, actions: int) -> None:
+        """Makes networks and optimisers for inputs of so many numbers."""
 
+    @abstractmethod
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Takes one gradient step; returns scalars by name, left on the device until read."""
-        ...
+        """Takes one gradient step of each agent.
 
-    def act(self, observations: Any) -> Tensor:
-        """Returns the deterministic actions (B, A), in the environment's units, on the CPU."""
-        ...
+        Args:
+            batch: K B rows.
 
-    def spread(self) -> Tensor:
-        """Returns the policy's standard deviation (A,) around `act`; 0 if it has none."""
-        ...
+        Returns:
+            (K,) values by name, left on the device until read.
+        """
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns everything a later update depends on, as flat named tensors."""
-        ...
+    @abstractmethod
+    def greedy(self, states: Tensor) -> Tensor:
+        """Returns the deterministic actions of scaled states, (K, B, O) to (K, B, A), unit box."""
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def act(self, observations: Any, agent: int = 0) -> Tensor:
+        """Returns an agent's deterministic actions (B, A), in the environment's units, on CPU."""
+        states = self.scaler.states(observations)
+        actions = self.greedy(states.expand(self.agents.count, *states.shape))[agent]
+        return self.scaler.from_unit(actions).cpu()
+
+    @torch.no_grad()
+    def spread(self, agent: int = 0) -> Tensor:
+        """Returns the standard deviation (A,) of an agent's policy around `act`; 0 for none."""
+        return torch.zeros_like(self.scaler.action_scale).cpu()
+
+    def state(self, agent: int = 0) -> dict[str, Tensor]:
+        """Returns everything that an agent's later updates depend on, as flat named tensors."""
+        return self.agents.state(agent)
+
+    def load_state(self, state: Mapping[str, Tensor], agent: int = 0) -> None:
         """Inverse of `state`."""
-        ...
+        self.agents.load_state(state, agent)
+
+    def transitions(self, batch: Batch) -> Transitions:
+        """Returns what an update reads of a batch, scaled and split among the agents."""
+        split, scaler = self.agents.split, self.scaler
+        states = split(scaler.states(batch["observations"]))
+        return Transitions(
+            states,
+            split(scaler.to_unit(batch["actions"])),
+            split(batch["rewards"].to(states)),
+            split(scaler.states(batch["next_observations"])),
+            split(batch["discounts"].to(states)),
+            split(batch["mask"].to(states)),
+        )
 
 
 ALGORITHMS: dict[str, str] = {
@@ -84,7 +145,7 @@ def make_learner(
     name: str,
     settings: Mapping[str, Any],
     normaliser: Normaliser,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     device: str = "cpu",
 ) -> Learner:
     """Makes a learner by name, with freshly initialised networks.
@@ -93,11 +154,9 @@ def make_learner(
         name: a key of `ALGORITHMS`.
         settings: hyperparameters that differ from the defaults, values or strings.
         normaliser: gives the sizes of inputs and outputs, too.
-        seed: of the initial weights and of dropout.
+        seed: of the initial weights and of noise; several make as many agents side by side.
         device: where the networks live.
     """
-    kind: Any = learner_class(name)
-    made: Learner = kind(
-        read_settings(kind.settings_kind, settings, name), normaliser, seed, device
-    )
-    return made
+    kind = learner_class(name)
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    return kind(read_settings(kind.settings_kind, settings, name), normaliser, seeds, device)

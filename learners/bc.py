@@ -6,21 +6,17 @@ likelihood under a Gaussian. Rewards and next observations are never read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from learners.base import Batch
-from learners.inputs import Scaler
+from learners.base import Batch, Learner
 from learners.losses import gaussian_log_prob, masked_mean
-from learners.networks import GaussianPolicy
-from learners.normaliser import Normaliser
-from learners.optimiser import descend, flatten, make_adam
+from learners.networks import GaussianPolicy, mean_actions
+from learners.optimiser import descend
 from learners.settings import LearnerSettings
-from learners.state import adam_state, load_adam_state, load_module_state, module_state
 
 
 class BCSettings(LearnerSettings):
@@ -50,60 +46,42 @@ def negative_log_likelihood(
     return -masked_mean(gaussian_log_prob(actions, means, log_std), mask)
 
 
-class BC:
+class BC(Learner):
     """Behaviour cloning."""
 
     name: ClassVar[str] = "bc"
     settings_kind: ClassVar[type[LearnerSettings]] = BCSettings
+    settings: BCSettings
 
-    def __init__(
-        self, settings: BCSettings, normaliser: Normaliser, seed: int = 0, device: str = "cpu"
-    ) -> None:
-        self.settings = settings
-        self.normaliser = normaliser
-        self.scaler = Scaler(normaliser, device)
-        self.generator = torch.Generator().manual_seed(seed)
-        sizes = (normaliser.observation_dims, *settings.hidden, normaliser.action_dims)
-        self.policy = GaussianPolicy(sizes, self.generator, settings.dropout).to(device)
-        self.adam = make_adam((flatten(self.policy.parameters()), settings.learning_rate))
+    def build(self, states: int, actions: int) -> None:
+        """Makes the policy."""
+        settings, agents = self.settings, self.agents
+        sizes = (states, *settings.hidden, actions)
+        policy = GaussianPolicy(sizes, agents.initial, settings.dropout, agents.noise)
+        self.policy = agents.add("policy", policy)
+        self.adam = agents.adam("adam", policy=settings.learning_rate)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one gradient step on a batch."""
-        states = self.scaler.states(batch["observations"])
-        actions = self.scaler.to_unit(batch["actions"])
-        mask = batch["mask"].to(states)
+        split = self.agents.split
+        states = split(self.scaler.states(batch["observations"]))
+        actions = split(self.scaler.to_unit(batch["actions"]))
+        mask = split(batch["mask"].to(states))
         means, log_std = self.policy(states)
         if self.settings.loss == "mse":
             loss = squared_error(means, actions, mask)
         else:
             loss = negative_log_likelihood(means, log_std, actions, mask)
+        self.agents.updates += 1
         return {"policy_loss": descend(self.adam, loss)}
 
-    @torch.no_grad()
-    def act(self, observations: Any) -> Tensor:
-        """Returns the mean actions (B, A), in the environment's units."""
-        self.policy.eval()
-        means, _ = self.policy(self.scaler.states(observations))
-        self.policy.train()
-        return self.scaler.from_unit(means).cpu()
+    def greedy(self, states: Tensor) -> Tensor:
+        """Returns the mean actions."""
+        return mean_actions(self.policy, states)
 
     @torch.no_grad()
-    def spread(self) -> Tensor:
+    def spread(self, agent: int = 0) -> Tensor:
         """Returns the Gaussian's standard deviation (A,); 0 where only the mean was fitted."""
         if self.settings.loss == "mse":
-            return torch.zeros_like(self.scaler.action_scale).cpu()
-        return self.scaler.from_unit(self.policy.std()).cpu()
-
-    def state(self) -> dict[str, Tensor]:
-        """Returns everything a later update depends on."""
-        return {
-            **module_state(self.policy, "policy"),
-            **adam_state(self.adam, "adam"),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`."""
-        load_module_state(self.policy, "policy", state)
-        load_adam_state(self.adam, "adam", state)
-        self.generator.set_state(state["generator"])
+            return super().spread(agent)
+        return self.scaler.from_unit(self.policy.std()[agent]).cpu()

@@ -15,21 +15,17 @@ ended. Nothing here reads `truncated`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from learners.base import Batch
-from learners.inputs import Scaler
+from learners.base import Batch, Learner
 from learners.losses import gaussian_log_prob, masked_mean
-from learners.networks import MLP, GaussianPolicy
-from learners.normaliser import Normaliser
-from learners.optimiser import cosine_rate, descend, flatten, make_adam, move_target
+from learners.networks import MLP, GaussianPolicy, mean_actions
+from learners.optimiser import cosine_rate, descend, move_target
 from learners.settings import LearnerSettings
-from learners.state import adam_state, load_adam_state, load_module_state, module_state
 
 
 class IQLSettings(LearnerSettings):
@@ -65,13 +61,13 @@ class IQLSettings(LearnerSettings):
 
 
 def expectile_loss(errors: Tensor, expectile: float, mask: Tensor) -> Tensor:
-    """E[|expectile - 1(u < 0)| u^2] for errors u = Q - V, (B,)."""
+    """E[|expectile - 1(u < 0)| u^2] for errors u = Q - V, (..., B)."""
     weights = torch.where(errors < 0, 1.0 - expectile, expectile)
     return masked_mean(weights * errors.square(), mask)
 
 
 def advantage_weights(advantages: Tensor, temperature: float, limit: float) -> Tensor:
-    """min(exp(temperature A), limit), (B,)."""
+    """min(exp(temperature A), limit)."""
     return torch.exp(temperature * advantages).clamp(max=limit)
 
 
@@ -81,119 +77,81 @@ def policy_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
 
 
 def critic_targets(rewards: Tensor, discounts: Tensor, v_tp1: Tensor) -> Tensor:
-    """Returns r + discount V(s'), (B,); a discount of 0 stands for a terminated step."""
+    """Returns r + discount V(s'); a discount of 0 stands for a terminated step."""
     return rewards + discounts * v_tp1
 
 
 def critic_loss(q_t: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the critics (E, B) of their mean squared errors."""
-    return masked_mean((q_t - targets).square(), mask).sum()
+    """Sum over the critics (..., E, B) of their mean squared errors to targets (..., B)."""
+    errors = (q_t - targets.unsqueeze(-2)).square()
+    return masked_mean(errors, mask.unsqueeze(-2)).sum(dim=-1)
 
 
-class IQL:
+class IQL(Learner):
     """Implicit Q-learning."""
 
     name: ClassVar[str] = "iql"
     settings_kind: ClassVar[type[LearnerSettings]] = IQLSettings
+    settings: IQLSettings
 
-    def __init__(
-        self, settings: IQLSettings, normaliser: Normaliser, seed: int = 0, device: str = "cpu"
-    ) -> None:
-        self.settings = settings
-        self.normaliser = normaliser
-        self.scaler = Scaler(normaliser, device)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.updates = 0
-        states, actions = normaliser.observation_dims, normaliser.action_dims
-        hidden, generator = settings.hidden, self.generator
-        policy = GaussianPolicy((states, *hidden, actions), generator, settings.dropout)
-        self.policy = policy.to(device)
-        self.value = MLP((states, *hidden, 1), generator).to(device)
-        self.critics = MLP((states + actions, *hidden, 1), generator, members=2).to(device)
-        self.targets = MLP((states + actions, *hidden, 1), generator, members=2).to(device)
-        self.targets.load_state_dict(self.critics.state_dict())
-        self.targets.requires_grad_(False)
-        self.flat_critics = flatten(self.critics.parameters())
-        self.flat_targets = flatten(self.targets.parameters())
-        self.value_adam = make_adam((flatten(self.value.parameters()), settings.value_rate))
-        self.adam = make_adam(
-            (flatten(self.policy.parameters()), settings.policy_rate),
-            (self.flat_critics, settings.critic_rate),
-        )
+    def build(self, states: int, actions: int) -> None:
+        """Makes the policy, V, the twin critics and their slow copies."""
+        settings, agents = self.settings, self.agents
+        hidden, initial = settings.hidden, agents.initial
+        policy = GaussianPolicy((states, *hidden, actions), initial, settings.dropout, agents.noise)
+        self.policy = agents.add("policy", policy)
+        self.value = agents.add("value", MLP((states, *hidden, 1), initial))
+        critics = MLP((states + actions, *hidden, 1), initial, members=2)
+        self.critics = agents.add("critics", critics)
+        self.targets = agents.target("targets", "critics")
+        self.value_adam = agents.adam("value_adam", value=settings.value_rate)
+        self.adam = agents.adam("adam", policy=settings.policy_rate, critics=settings.critic_rate)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one gradient step on each network."""
-        s_t = self.scaler.states(batch["observations"])
-        s_tp1 = self.scaler.states(batch["next_observations"])
-        a_t = self.scaler.to_unit(batch["actions"])
-        mask = batch["mask"].to(s_t)
-        rewards = batch["rewards"] * self.settings.reward_scale + self.settings.reward_shift
-        pairs = torch.cat([s_t, a_t], dim=1)  # (B, O + A)
+        settings, agents, b = self.settings, self.agents, self.transitions(batch)
+        rewards = b.rewards * settings.reward_scale + settings.reward_shift
+        pairs = torch.cat([b.s_t, b.a_t], dim=-1)  # (K, B, O + A)
 
         with torch.no_grad():
-            q_target = self.targets(pairs).squeeze(-1).amin(dim=0)  # (B,)
-        errors = q_target - self.value(s_t)[0].squeeze(-1)
-        value = descend(self.value_adam, expectile_loss(errors, self.settings.expectile, mask))
+            q_target = self.targets(pairs).squeeze(-1).amin(dim=1)  # (K, B)
+        errors = q_target - self._values(b.s_t)
+        value = descend(self.value_adam, expectile_loss(errors, settings.expectile, b.mask))
         with torch.no_grad():
-            v_t, v_tp1 = self.value(torch.cat([s_t, s_tp1]))[0].squeeze(-1).split(len(s_t))
-            weights = advantage_weights(
-                q_target - v_t, self.settings.temperature, self.settings.weight_limit
-            )
-            targets = critic_targets(rewards, batch["discounts"], v_tp1)
+            both = torch.cat([b.s_t, b.s_tp1], dim=1)
+            v_t, v_tp1 = self._values(both).chunk(2, dim=1)
+            weights = advantage_weights(q_target - v_t, settings.temperature, settings.weight_limit)
+            targets = critic_targets(rewards, b.discounts, v_tp1)
 
-        means, log_std = self.policy(s_t)
-        actor = policy_loss(gaussian_log_prob(a_t, means, log_std), weights, mask)
-        critic = critic_loss(self.critics(pairs).squeeze(-1), targets, mask)
+        means, log_std = self.policy(b.s_t)
+        actor = policy_loss(gaussian_log_prob(b.a_t, means, log_std), weights, b.mask)
+        critic = critic_loss(self.critics(pairs).squeeze(-1), targets, b.mask)
         self._decay_policy_rate()
         descend(self.adam, actor + critic)
-        move_target(self.flat_targets, self.flat_critics, self.settings.tau)
-        self.updates += 1
+        move_target(agents.flat["targets"], agents.flat["critics"], settings.tau)
+        agents.updates += 1
         return {
             "value_loss": value,
             "policy_loss": actor.detach(),
             "critic_loss": critic.detach(),
-            "value": v_t.mean(),
-            "advantage_weight": weights.mean(),
+            "value": v_t.mean(dim=-1),
+            "advantage_weight": weights.mean(dim=-1),
         }
 
-    @torch.no_grad()
-    def act(self, observations: Any) -> Tensor:
-        """Returns the mean actions (B, A), in the environment's units."""
-        self.policy.eval()
-        means, _ = self.policy(self.scaler.states(observations))
-        self.policy.train()
-        return self.scaler.from_unit(means).cpu()
+    def greedy(self, states: Tensor) -> Tensor:
+        """Returns the mean actions."""
+        return mean_actions(self.policy, states)
 
     @torch.no_grad()
-    def spread(self) -> Tensor:
+    def spread(self, agent: int = 0) -> Tensor:
         """Returns the policy's standard deviation (A,), in the environment's units."""
-        return self.scaler.from_unit(self.policy.std()).cpu()
+        return self.scaler.from_unit(self.policy.std()[agent]).cpu()
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns everything a later update depends on."""
-        return {
-            **module_state(self.policy, "policy"),
-            **module_state(self.value, "value"),
-            **module_state(self.critics, "critics"),
-            **module_state(self.targets, "targets"),
-            **adam_state(self.value_adam, "value_adam"),
-            **adam_state(self.adam, "adam"),
-            "generator": self.generator.get_state(),
-            "updates": torch.tensor(self.updates),
-        }
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`."""
-        load_module_state(self.policy, "policy", state)
-        load_module_state(self.value, "value", state)
-        load_module_state(self.critics, "critics", state)
-        load_module_state(self.targets, "targets", state)
-        load_adam_state(self.value_adam, "value_adam", state)
-        load_adam_state(self.adam, "adam", state)
-        self.generator.set_state(state["generator"])
-        self.updates = int(state["updates"])
+    def _values(self, states: Tensor) -> Tensor:
+        values: Tensor = self.value(states)[:, 0].squeeze(-1)
+        return values
 
     def _decay_policy_rate(self) -> None:
         rate, steps = self.settings.policy_rate, self.settings.policy_decay
         if steps:
-            self.adam.param_groups[0]["lr"] = cosine_rate(rate, self.updates, steps)
+            self.adam.param_groups[0]["lr"] = cosine_rate(rate, self.agents.updates, steps)

@@ -1,94 +1,208 @@
-"""The networks that learners share: an MLP with stacked members, and a Gaussian policy.
+"""The networks that learners share: stacked MLPs and the policies on top of them.
 
-Members of an ensemble (twin critics) are stacked along the first axis of each weight, so that one
-batched product serves all of them; a plain network is an ensemble of one.
+Agents that train side by side (K of them, by seed) and the members of an ensemble (E) are stacked
+along the first axis of each weight, so that one batched product serves all of them; a plain network
+is one agent with an ensemble of one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from learners.noise import Noise
 
 LOG_STD_MIN = -5.0
 LOG_STD_MAX = 2.0
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+    "tanh": torch.tanh,
+}
+
 
 class MLP(nn.Module):
-    """ReLU network of `members` independent stacked copies, orthogonally initialised.
+    """Stacked copies of one network, orthogonally initialised.
 
     Args:
         sizes: widths from input to output, such as (17, 256, 256, 1).
-        generator: draws the initial weights; nothing else does.
-        members: E, how many networks lie side by side.
-        dropout: share of hidden units dropped in training, by this same generator.
+        generators: one per agent, draws its initial weights; nothing else does.
+        members: E, networks of one agent that see the same inputs.
+        activation: a key of `ACTIVATIONS`.
+        layer_norm: normalise each hidden layer before its activation, with a learned scale.
+        dropout: share of hidden units dropped in training.
+        noise: draws what is dropped; needed with `dropout`.
     """
 
     def __init__(
         self,
         sizes: Sequence[int],
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         members: int = 1,
+        *,
+        activation: str = "relu",
+        layer_norm: bool = False,
         dropout: float = 0.0,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
-        self.dropout = dropout
-        self.generator = generator
+        self.agents, self.members = len(generators), members
+        self.dropout, self.noise = dropout, noise
+        self.activation = ACTIVATIONS[activation]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
+        self.scales = nn.ParameterList()
+        self.shifts = nn.ParameterList()
+        stack = self.agents * members
         for fan_in, fan_out in pairwise(sizes):
-            stack = [_orthogonal(fan_in, fan_out, generator) for _ in range(members)]
-            self.weights.append(nn.Parameter(torch.stack(stack)))  # (E, I, O)
-            self.biases.append(nn.Parameter(torch.zeros(members, 1, fan_out)))
+            self.weights.append(nn.Parameter(torch.empty(stack, fan_in, fan_out)))
+            self.biases.append(nn.Parameter(torch.zeros(stack, 1, fan_out)))
+        for width in sizes[1:-1] if layer_norm else ():
+            self.scales.append(nn.Parameter(torch.ones(stack, 1, width)))
+            self.shifts.append(nn.Parameter(torch.zeros(stack, 1, width)))
+        for agent, generator in enumerate(generators):
+            for weight in self.weights:
+                for member in range(members):
+                    nn.init.orthogonal_(
+                        weight.data[agent * members + member], math.sqrt(2.0), generator
+                    )
         # Reading a ParameterList takes as long as a small product; these are the same parameters.
         self._layers = tuple(zip(self.weights, self.biases, strict=True))
-        self._members = members
+        self._norms = tuple(zip(self.scales, self.shifts, strict=True))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps (B, I) to (E, B, O)."""
+        """Maps (K, B, I) to (K, E, B, O)."""
+        hidden = self._stacked(inputs)
         last = len(self._layers) - 1
-        hidden = inputs.expand(self._members, *inputs.shape)
         for index, (weight, bias) in enumerate(self._layers):
             hidden = torch.baddbmm(bias, hidden, weight)
             if index < last:
-                hidden = torch.relu(hidden)
+                if self._norms:
+                    scale, shift = self._norms[index]
+                    hidden = functional.layer_norm(hidden, hidden.shape[-1:]) * scale + shift
+                hidden = self.activation(hidden)
                 if self.dropout and self.training:
                     hidden = self._drop(hidden)
-        return hidden
+        return hidden.view(self.agents, self.members, *hidden.shape[1:])
+
+    def _stacked(self, inputs: Tensor) -> Tensor:
+        """The inputs of each network, (K E, B, I)."""
+        if self.members == 1:
+            return inputs
+        if self.agents == 1:
+            return inputs.expand(self.members, *inputs.shape[1:])
+        return inputs.repeat_interleave(self.members, dim=0)
 
     def _drop(self, hidden: Tensor) -> Tensor:
+        assert self.noise is not None
         keep = 1.0 - self.dropout
-        # Drawn on the generator's own device (the CPU), so that a run resumes exactly anywhere.
-        kept = torch.empty(hidden.shape).bernoulli_(keep, generator=self.generator)
-        return hidden * kept.to(hidden.device) / keep
+        drawn = self.noise.uniform(self.members, *hidden.shape[1:]).flatten(0, 1)
+        return hidden * (drawn < keep) / keep
 
 
 class GaussianPolicy(nn.Module):
     """Gaussian with a tanh-bounded mean and a state-independent spread, on the unit box.
 
     This is the policy of IQL: Normal(tanh(f(s)), exp(log_std)); samples may leave the box and are
-    cut where they are acted out.
+    cut where they are acted out. Arguments as for `MLP`.
     """
 
     def __init__(
-        self, sizes: Sequence[int], generator: torch.Generator, dropout: float = 0.0
+        self,
+        sizes: Sequence[int],
+        generators: Sequence[torch.Generator],
+        dropout: float = 0.0,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__()
-        self.trunk = MLP(sizes, generator, dropout=dropout)
-        self.log_std = nn.Parameter(torch.zeros(sizes[-1]))  # (A,)
+        self.trunk = MLP(sizes, generators, dropout=dropout, noise=noise)
+        self.log_std = nn.Parameter(torch.zeros(len(generators), sizes[-1]))  # (K, A)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps states (B, O) to the means (B, A) and the log standard deviations (A,)."""
-        return torch.tanh(self.trunk(states)[0]), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        """Maps states (K, B, O) to means (K, B, A) and log standard deviations (K, 1, A)."""
+        log_std = self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return torch.tanh(self.trunk(states)[:, 0]), log_std[:, None]
 
     def std(self) -> Tensor:
-        """Returns the standard deviations (A,)."""
+        """Returns the standard deviations (K, A)."""
         return self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
 
 
-def _orthogonal(fan_in: int, fan_out: int, generator: torch.Generator) -> Tensor:
-    weight = torch.empty(fan_in, fan_out)
-    return nn.init.orthogonal_(weight, gain=math.sqrt(2.0), generator=generator)
+def mean_actions(policy: GaussianPolicy, states: Tensor) -> Tensor:
+    """Returns the means of a policy, without dropout."""
+    policy.eval()
+    means: Tensor = policy(states)[0]
+    policy.train()
+    return means
+
+
+class TanhPolicy(nn.Module):
+    """Deterministic policy tanh(f(s)) on the unit box; arguments as for `MLP`."""
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        generators: Sequence[torch.Generator],
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk = MLP(sizes, generators, activation=activation, layer_norm=layer_norm)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Maps states (K, B, O) to actions (K, B, A)."""
+        return torch.tanh(self.trunk(states)[:, 0])
+
+
+class SquashedGaussianPolicy(nn.Module):
+    """Gaussian pushed through tanh, with a spread that depends on the state: the policy of SAC.
+
+    Arguments as for `MLP`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        generators: Sequence[torch.Generator],
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        *hidden, actions = sizes
+        widths = (*hidden, 2 * actions)
+        self.trunk = MLP(widths, generators, activation=activation, layer_norm=layer_norm)
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps states (K, B, O) to means and log standard deviations before tanh, (K, B, A)."""
+        means, log_std = self.trunk(states)[:, 0].chunk(2, dim=-1)
+        return means, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def sample(self, states: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns actions and their log densities for standard normal numbers.
+
+        Args:
+            states: (K, B, O).
+            noise: (K, B, A), or (n, K, B, A) for several actions of each state.
+
+        Returns:
+            Actions on the unit box, as `noise`, and log pi of them without the last axis.
+        """
+        means, log_std = self(states)
+        drawn = means + noise * log_std.exp()
+        return torch.tanh(drawn), squashed_log_prob(drawn, noise, log_std)
+
+
+def squashed_log_prob(drawn: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
+    """Returns log pi(tanh(u)) of u = mean + noise exp(log_std), summed over action dims.
+
+    log N(noise; 0, 1) - log_std - log(1 - tanh(u)^2); the last is 2 (log 2 - u - softplus(-2u)),
+    which does not overflow.
+    """
+    gaussian = -0.5 * (noise.square() + math.log(2 * math.pi)) - log_std
+    return (gaussian - 2.0 * (math.log(2.0) - drawn - functional.softplus(-2.0 * drawn))).sum(-1)

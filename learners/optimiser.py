@@ -33,16 +33,26 @@ def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
 
 
 def make_adam(*groups: tuple[nn.Parameter, float]) -> torch.optim.Adam:
-    """Returns a fused Adam over pairs of a flat parameter and its learning rate."""
+    """Returns a fused Adam over pairs of a flat parameter and its learning rate.
+
+    Its moments are there from the start, so that they can be loaded in place.
+    """
     named = [{"params": [parameter], "lr": rate} for parameter, rate in groups]
-    return torch.optim.Adam(named, fused=True)
+    adam = torch.optim.Adam(named, fused=True)
+    for parameter, _ in groups:
+        adam.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return adam
 
 
 def descend(optimiser: torch.optim.Adam, loss: Tensor) -> Tensor:
-    """Takes one gradient step; returns the loss as a number on its device."""
+    """Takes one gradient step on the sum of the agents' losses (K,); returns them detached."""
     for group in optimiser.param_groups:
         group["params"][0].grad.zero_()
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss.sum())
     optimiser.step()
     return loss.detach()
 

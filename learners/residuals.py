@@ -240,7 +240,7 @@ def out_of_fold(
     """
     generator = torch.Generator().manual_seed(config.seed)
     sizes = (problem.x.shape[1], *config.hidden, problem.y.shape[1])
-    network = MLP(sizes, generator, members=config.folds).to(device)
+    network = MLP(sizes, [generator], members=config.folds).to(device)
     network = _rescaled(network)
     flat = flatten(network.parameters())
     optimiser = make_adam((flat, config.learning_rate))
@@ -256,14 +256,14 @@ def out_of_fold(
             rate = cosine_rate(config.learning_rate, done, config.epochs * batches)
             optimiser.param_groups[0]["lr"] = rate
             seen = (folds[batch] != members).to(x.dtype)[:, :, None]  # (folds, B, 1)
-            error = (network(x[batch]) - y[batch]) * seen
+            error = (network(x[None, batch])[0] - y[batch]) * seen
             descend(optimiser, error.square().mean())
     residual = np.empty_like(problem.y)
     with torch.no_grad():
         for start in range(0, len(x), PREDICT_ROWS):
             part = slice(start, start + PREDICT_ROWS)
             own = folds[part][None, :, None].expand(1, -1, y.shape[1])
-            predicted = network(x[part]).gather(0, own)[0]
+            predicted = network(x[None, part])[0].gather(0, own)[0]
             residual[part] = (y[part] - predicted).cpu().numpy()
     named = {
         name: value.detach().cpu().numpy().copy() for name, value in network.named_parameters()

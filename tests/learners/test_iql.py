@@ -182,7 +182,7 @@ def test_learns_the_value_of_a_two_step_chain() -> None:
     learner = _iql(tau=0.1, value_rate=3e-3, critic_rate=3e-3)
     for _ in range(600):
         learner.update(batch)
-    values = learner.value(states[:2])[0, :, 0].tolist()
+    values = learner.value(states[None, :2])[0, 0, :, 0].tolist()
     assert values == pytest.approx([2.0, 2.0], abs=0.05)
 
 
@@ -202,16 +202,16 @@ def test_seeds_make_the_networks() -> None:
 
 def test_members_of_an_ensemble_are_independent() -> None:
     generator = torch.Generator().manual_seed(0)
-    network = MLP((3, 8, 1), generator, members=2)
+    network = MLP((3, 8, 1), [generator], members=2)
     first, second = (
-        MLP((3, 8, 1), generator),
-        MLP((3, 8, 1), generator),
+        MLP((3, 8, 1), [generator]),
+        MLP((3, 8, 1), [generator]),
     )
     for member, single in enumerate((first, second)):
         for name, tensor in single.state_dict().items():
             tensor.copy_(network.state_dict()[name][member : member + 1])
-    x = torch.randn(5, 3, generator=generator)
-    torch.testing.assert_close(network(x), torch.cat([first(x), second(x)]))
+    x = torch.randn(1, 5, 3, generator=generator)
+    torch.testing.assert_close(network(x), torch.cat([first(x), second(x)], dim=1))
 
 
 def test_standardised_states_and_scaled_actions() -> None:
@@ -267,7 +267,7 @@ def _slow(learner: IQL, **settings: Any) -> SlowIQL:
     return SlowIQL(
         value=_layers(state, "value/"),
         policy=_layers(state, "policy/trunk."),
-        log_std=state["policy/log_std"].numpy().astype(np.float64),
+        log_std=state["policy/log_std"][0].numpy().astype(np.float64),
         critics=[_layers(state, "critics/", member) for member in (0, 1)],
         targets=[_layers(state, "targets/", member) for member in (0, 1)],
         **settings,
@@ -294,7 +294,7 @@ def _update_both(fast: IQL, slow: SlowIQL, updates: int) -> None:
 
 def _pairs(fast: IQL, slow: SlowIQL) -> list[tuple[np.ndarray, np.ndarray]]:
     state = fast.state()
-    found = [(state["policy/log_std"].numpy(), slow.log_std)]
+    found = [(state["policy/log_std"][0].numpy(), slow.log_std)]
     networks = [("value/", 0, slow.value), ("policy/trunk.", 0, slow.policy)]
     networks += [("critics/", m, slow.critics[m]) for m in (0, 1)]
     networks += [("targets/", m, slow.targets[m]) for m in (0, 1)]

@@ -1,0 +1,56 @@
+"""Random numbers of agents that train side by side, each from a generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_APART = 1 << 32
+"""Keeps the numbers of training apart from those that made the initial weights."""
+
+
+class Noise:
+    """One generator per agent, on the device where the numbers are used.
+
+    An agent draws the same numbers whoever trains beside it.
+
+    Args:
+        seeds: one per agent.
+        device: where the numbers are made.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: str) -> None:
+        self.device = torch.device(device)
+        self._generators = [
+            torch.Generator(self.device).manual_seed(seed + _APART) for seed in seeds
+        ]
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """One per agent."""
+        return self._generators
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns standard normal numbers, (K, *shape) float32."""
+        return self._stacked(torch.randn, shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Returns numbers in [0, 1), (K, *shape) float32."""
+        return self._stacked(torch.rand, shape)
+
+    def get_state(self, agent: int) -> Tensor:
+        """Returns where an agent's generator is, bytes on the CPU."""
+        return self._generators[agent].get_state()
+
+    def set_state(self, agent: int, state: Tensor) -> None:
+        """Inverse of `get_state`, on a device of the same kind."""
+        self._generators[agent].set_state(state)
+
+    def _stacked(self, draw: object, shape: tuple[int, ...]) -> Tensor:
+        drawn = [
+            draw((1, *shape), generator=generator, device=self.device)  # type: ignore[operator]
+            for generator in self._generators
+        ]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
