@@ -108,6 +108,8 @@ class Episodes:
         """By id, in the order of their ends."""
         self.bytes = 0
         """Of the records of all of them."""
+        self.ended_bytes = 0
+        """Of the records of ended ones."""
 
     # -- growing -------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Episodes:
         for key in [key for key in self.growing if key[0] in names]:
             self.drop(key)
         for episode_id in [name for name, ended in self.ended.items() if ended.is_refused]:
-            self.bytes -= self.ended.pop(episode_id).bytes
+            self._forget(episode_id)
 
     def idle_since(self, moment: float) -> list[Growing]:
         """Returns the open episodes that nobody added to since a moment."""
@@ -183,6 +185,7 @@ class Episodes:
             digest,
         )
         self.ended[growing.episode_id] = ended
+        self.ended_bytes += ended.bytes
         return ended
 
     def waiting(self) -> list[Ended]:
@@ -192,7 +195,12 @@ class Episodes:
     def seal(self, through: int) -> None:
         """Forgets the episodes that ended at an offset or before it: the store has them."""
         for episode_id in [n for n, e in self.ended.items() if e.offset <= through]:
-            self.bytes -= self.ended.pop(episode_id).bytes
+            self._forget(episode_id)
+
+    def _forget(self, episode_id: str) -> None:
+        size = self.ended.pop(episode_id).bytes
+        self.bytes -= size
+        self.ended_bytes -= size
 
     def needed(self) -> int | None:
         """Returns the smallest offset that any of them needs; None if there are none."""

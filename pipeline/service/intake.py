@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -23,7 +24,14 @@ from pipeline.service.records import Bytes, Kind, record_bytes
 from pipeline.service.recover import Recovered, segment_payload
 from pipeline.service.segments import Segments
 from pipeline.store.ids import Seen
-from schemas.errors import EpisodeError, IdConflictError, LogFailedError, ResendError
+from schemas.episode import Episode
+from schemas.errors import (
+    EpisodeError,
+    IdConflictError,
+    LogFailedError,
+    ResendError,
+    SpecMismatchError,
+)
 from schemas.identity import digest
 from schemas.puts import PutLimits, check_rows, check_schema
 from schemas.rollouts import PutHeader
@@ -48,6 +56,18 @@ class Hooks:
     """The log can write no more: the process should end and be started again."""
 
 
+class Branch(Protocol):
+    """What is asked of the store before the end of an episode is acknowledged."""
+
+    def seen(self, episode_id: str, content: str) -> Seen:
+        """Says whether an id is known, and with which digest."""
+        ...
+
+    def check_spec(self, episode: Episode) -> None:
+        """Raises `SpecMismatchError` for an episode that would not fit."""
+        ...
+
+
 @dataclass(frozen=True)
 class Taken:
     """A put that was taken, or one that had come before."""
@@ -68,7 +88,7 @@ class Intake:
         found: Recovered,
         server: str,
         admission: Admission,
-        seen: Callable[[str, str], Seen],
+        branch: Branch,
         config: IntakeConfig,
         hooks: Hooks,
     ) -> None:
@@ -79,7 +99,7 @@ class Intake:
             found: what they amount to.
             server: the log's id.
             admission: says whether there is room.
-            seen: says whether the store knows an episode's id, and its content's digest.
+            branch: where episodes will go.
             config: settings.
             hooks: who is told.
         """
@@ -92,7 +112,7 @@ class Intake:
         self.server = server
         self._segments = segments
         self._admission = admission
-        self._seen = seen
+        self._branch = branch
         self._config = config
         self._hooks = hooks
         self._refusals = 0
@@ -117,7 +137,8 @@ class Intake:
         Raises:
             PutError, TooLargeError: if the rows are not what they must be.
             EpisodeError: if the put ends an episode that is none.
-            IdConflictError: if the episode's id is known with other content.
+            SpecMismatchError: if that episode fits no spec of the branch.
+            IdConflictError: if its id is known with other content.
             ResendError: if it does not follow what came before.
             DiskFullError, BusyError: if there is no room now.
             LogFailedError: if the log can write no more.
@@ -153,8 +174,9 @@ class Intake:
             episode = episode_of_pieces(
                 header.episode_id, growing.schema, header.facts, pieces, self._segments
             )
+            self._branch.check_spec(episode)
             content = digest(episode)
-        except EpisodeError:
+        except (EpisodeError, SpecMismatchError):
             with self.changed:
                 self._abandon(growing)
             raise
@@ -211,7 +233,7 @@ class Intake:
             waiting.digest = waiting.digest or digest_of(waiting, self._segments)
             seen = Seen.KNOWN if waiting.digest == content else Seen.OTHER
         else:
-            seen = self._seen(episode_id, content)
+            seen = self._branch.seen(episode_id, content)
         if seen == Seen.OTHER:
             self._abandon(growing)
             raise IdConflictError(

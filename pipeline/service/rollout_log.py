@@ -7,8 +7,8 @@ outlives any crash: after a restart the log knows what is open, what waits, and 
 
 What a client must do: number its puts, keep an episode until its end is acknowledged, and, when it
 connects anew or is told `ResendError`, begin a larger epoch and send its open episodes again. A put
-that `put` refuses was not taken: its number is still to come. After an error of `wait` the put may be
-there or not: the client sends it again, or begins a larger epoch.
+that `put` refuses was not taken: its number is still to come. After an error of `wait` the put may
+be there or not: the client sends it again, or begins a larger epoch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from pipeline.service.admission import Admission, Marks
 from pipeline.service.assemble import Ended
+from pipeline.service.group_commit import Written
 from pipeline.service.intake import Hooks, Intake, IntakeConfig, Taken
 from pipeline.service.reading import read_ended
 from pipeline.service.recover import recover
@@ -113,14 +114,15 @@ class RolloutLog:
         self._pins = Pins()
         self._one_seal = threading.Lock()
         self._sealer: Sealer | None = None
+        self._hooks = hooks or Hooks()
         self._intake = Intake(
             self._segments,
             found,
             self.server,
             self._admission,
-            self._sealing.seen,
+            self._sealing,
             config.intake,
-            hooks or Hooks(),
+            Hooks(self._on_written, self._hooks.failed),
         )
         try:
             self._intake.begin().result()
@@ -152,10 +154,7 @@ class RolloutLog:
         Raises:
             See `Intake.put`.
         """
-        taken = self._intake.put(header, rows)
-        if self._sealer and self._intake.episodes.bytes > self._config.seal_bytes and taken.is_end:
-            self._sealer.hurry()
-        return taken
+        return self._intake.put(header, rows)
 
     def wait(self, taken: Taken, ack: Ack = "durable", timeout: float | None = None) -> int:
         """Returns a put's offset once the put is as safe as asked.
@@ -200,6 +199,8 @@ class RolloutLog:
                 waiting = self._intake.episodes.waiting()
             if not waiting:
                 return None
+            if self._sealing.needs_first:
+                waiting = waiting[:1]
             begun = time.perf_counter()
             through = waiting[-1].offset
             done = self._sealing.commit(self.server, through, lambda: self._offered(waiting))
@@ -233,13 +234,12 @@ class RolloutLog:
             first = next(iter(self._intake.episodes.ended.values()), None)
             return (first.offset if first else self._intake.group.durable) - 1
 
-    def _offered(self, waiting: Iterable[Ended]) -> Iterator[tuple[int, Episode | Refusal]]:
+    def _offered(self, waiting: Iterable[Ended]) -> Iterator[Episode | Refusal]:
         for ended in waiting:
             try:
-                yield ended.offset, read_ended(ended, self._segments)
+                yield read_ended(ended, self._segments)
             except EpisodeError as error:
-                refused = unreadable(self.server, ended.offset, ended.episode_id, error)
-                yield ended.offset, refused
+                yield unreadable(self.server, ended.episode_id, error)
 
     def _free_segments(self) -> None:
         with self._intake.changed:
@@ -247,6 +247,11 @@ class RolloutLog:
             needed = self._intake.episodes.needed()
             keep = self._pins.lowest(durable if needed is None else min(needed, durable))
         self._segments.drop_before(keep)
+
+    def _on_written(self, written: Written) -> None:
+        if self._sealer and self._intake.episodes.ended_bytes >= self._config.seal_bytes:
+            self._sealer.hurry()
+        self._hooks.written(written)
 
     def _tend(self) -> None:
         self._intake.give_up_idle(time.monotonic() - self._config.abandon_after)

@@ -5,8 +5,8 @@ the store itself tells a restarted service where to go on. Everything before tha
 an id that it knows with the same content is not added again.
 
 Episodes were acknowledged before they are sealed. One that must not enter a version (NaN, infinite
-values, an id known with other content, fields that fit no spec) goes into quarantine with its
-reason, where `penstock quarantine` shows it: it is not lost, and not in a version.
+values, and, where other writers were faster, an id known with other content or fields that fit no
+spec) goes into quarantine with its reason, where `penstock quarantine` shows it; its rows are gone.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Sealed:
     quarantined: int
 
 
-Offered = Callable[[], Iterable[tuple[int, Episode | Refusal]]]
-"""Yields episodes with the offsets of their ends; called again for another try."""
+Offered = Callable[[], Iterable[Episode | Refusal]]
+"""Yields episodes in the order of their ends; called again for another try."""
 
 
 class Sealing:
@@ -69,10 +69,7 @@ class Sealing:
         self._catalog = store.catalog
         self._branch = branch
         self._new_spec = new_spec
-        head, state = self._head()
-        self._known = [self._catalog.id_index(file) for file in state.known]
-        self.version = head.ref if head else None
-        """The branch's version as of the last seal."""
+        self._remember(*self._head())
 
     def sealed_through(self, server: str) -> int:
         """Returns through which offset the store has a log's episodes; -1 for none."""
@@ -82,6 +79,22 @@ class Sealing:
         """Says whether the branch, as of the last seal, knows an id, and with which digest."""
         verdict = ids.classify(self._known, ids.keys([(episode_id, content)]))[0]
         return Seen(int(verdict))
+
+    @property
+    def needs_first(self) -> bool:
+        """True if one episode must be sealed alone, for the branch's first spec is its."""
+        return self._new_spec is not None and not self._state.specs
+
+    def check_spec(self, episode: Episode) -> None:
+        """Makes sure that an episode fits the branch, as of the last seal.
+
+        Raises:
+            SpecMismatchError: if it does not; it would be quarantined.
+        """
+        try:
+            _Sorting(self._state, self._new_spec, "").join(episode)
+        except NameTakenError as error:
+            raise SpecMismatchError(error.message, where=episode.episode_id) from None
 
     def commit(self, server: str, through: int, offered: Offered) -> Sealed:
         """Commits a log's episodes through an offset, unless they are committed already.
@@ -113,10 +126,18 @@ class Sealing:
         refs.settle(head)  # records are deleted because of it: it must outlive a crash
         return head, refs.state(head)
 
+    def _remember(self, head: Commit | None, state: State) -> None:
+        self._state = state
+        self._known = [self._catalog.id_index(file) for file in state.known]
+        self.version = head.ref if head else None
+        """The branch's version as of the last seal."""
+
     def _commit(self, server: str, through: int, offered: Offered) -> Sealed:
         head, state = self._head()
         if head is not None and _through(state, server) >= through:
+            self._remember(head, state)
             return Sealed(head.ref, through, 0, 0, 0)
+        self._remember(head, state)
         sorting = _Sorting(state, self._new_spec, server)
         batch = write_new(self._catalog, self._branch, sorting.healthy(offered), casting="rollouts")
         name = source_name(server)
@@ -127,15 +148,12 @@ class Sealing:
             branch=self._branch,
             message=f"seal {len(batch.rows)} rollouts",
             run_id=f"{server}-{through}",
-            new_spec=self._new_spec,
+            new_spec=None if self.needs_first else self._new_spec,
             casting="rollouts",
         )
         made = outcome.commit or self._head()[0]
         assert made is not None
-        self._known = [
-            self._catalog.id_index(file) for file in self._catalog.refs.state(made).known
-        ]
-        self.version = made.ref
+        self._remember(made, self._catalog.refs.state(made))
         steps = sum(row.length for row in outcome.added)
         return Sealed(made.ref, through, len(outcome.added), steps, len(outcome.refusals))
 
@@ -152,26 +170,34 @@ class _Sorting:
 
     def healthy(self, offered: Offered) -> Iterator[tuple[Episode, EpisodeRow]]:
         """Yields the episodes that may come in, with their rows."""
-        for offset, came in offered():
+        for came in offered():
             if isinstance(came, Refusal):
                 self.refusals.append(came)
                 continue
             episode = came
             if episode.source_key is None:
-                episode = episode.replace(source_key=f"{source_name(self._server)}#{offset}")
+                episode = episode.replace(source_key=_key(self._server, episode.episode_id))
             fault = fault_of(episode)
             if fault is not None:
                 self.refusals.append(refusal(episode, fault.code, fault.message))
                 continue
             try:
-                fits = cast_to_fit(episode, state=self._state, casting="rollouts")
-                where = source_name(self._server)
-                name, joined = join(self._specs, fits.spec, self._new_spec, where)
+                self.join(episode)
             except (SpecMismatchError, NameTakenError) as error:
                 self.refusals.append(refusal(episode, "spec_mismatch", error.message))
                 continue
-            self._specs[name] = joined
             yield episode, episode_row(episode)
+
+    def join(self, episode: Episode) -> None:
+        """Notes the spec that an episode joins.
+
+        Raises:
+            SpecMismatchError, NameTakenError: if there is none for it.
+        """
+        fits = cast_to_fit(episode, state=self._state, casting="rollouts")
+        new = self._new_spec if self._specs else None
+        name, joined = join(self._specs, fits.spec, new, episode.episode_id)
+        self._specs[name] = joined
 
 
 def refusal(episode: Episode, code: str, message: str) -> Refusal:
@@ -186,11 +212,11 @@ def refusal(episode: Episode, code: str, message: str) -> Refusal:
     )
 
 
-def unreadable(server: str, offset: int, episode_id: str, error: EpisodeError) -> Refusal:
+def unreadable(server: str, episode_id: str, error: EpisodeError) -> Refusal:
     """Returns what quarantine says of an episode whose rows make none."""
     return Refusal(
         source=None,
-        source_key=f"{source_name(server)}#{offset}",
+        source_key=_key(server, episode_id),
         episode_id=episode_id,
         digest=None,
         code=error.code,
@@ -201,6 +227,10 @@ def unreadable(server: str, offset: int, episode_id: str, error: EpisodeError) -
 def source_name(server: str) -> str:
     """Returns the name under which a branch remembers a log."""
     return f"rollouts/{server}"
+
+
+def _key(server: str, episode_id: str) -> str:
+    return f"{source_name(server)}#{episode_id}"
 
 
 def _through(state: State, server: str) -> int:

@@ -1,0 +1,287 @@
+"""From the log into versions: each ended episode once, with its reason where it is not let in."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.service.rollout_log import RolloutLog
+from pipeline.service.seal import Sealing, source_name
+from schemas.episode import Episode
+from schemas.errors import (
+    DamagedLogError,
+    DiskFullError,
+    SpecMismatchError,
+    TransientError,
+    UsageError,
+)
+from schemas.identity import digest
+from tests.reliability.kernel import Call, Kernel
+from tests.service.logs import Actor, config, open_log, rollout, store_at, stored, waiting
+from tests.store.makers import quarantined
+from tests.strategies import assert_same_episode
+
+
+def test_sealed_episodes_are_those_that_were_sent(tmp_path: Path) -> None:
+    sent = [rollout(f"e{k}", 5 + k, task="push", success=bool(k % 2)) for k in range(4)]
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        for one in sent[:3]:
+            actor.push(one)
+        open_ones = actor.begin(sent[3])
+        done = log.seal()
+        assert done is not None
+        assert (done.episodes, done.steps, done.quarantined) == (3, 5 + 6 + 7, 0)
+        assert log.seal() is None
+        version = store_at(tmp_path).version()
+        assert version.commit.ref == done.version
+        for one in sent[:3]:
+            found = version.episode(one.episode_id)
+            assert digest(found) == digest(one)
+            where = f"{source_name(log.server)}#"
+            assert (found.source_key or "").startswith(where)
+            assert_same_episode(found.replace(source_key=None), one)
+        for put in open_ones:
+            log.wait(actor.send(put))
+        log.seal()
+    assert stored(tmp_path) == ["e0", "e1", "e2", "e3"]
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_restart_goes_on_where_the_log_ended(is_sealed: bool, tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+        rest = actor.begin(rollout("e1"))
+        if is_sealed:
+            log.seal()
+    with open_log(tmp_path) as log:
+        assert waiting(log) == ([] if is_sealed else ["e0"])
+        actor.log = log
+        for put in rest:
+            log.wait(actor.send(put))
+        log.seal()
+    assert sorted(stored(tmp_path)) == ["e0", "e1"]
+
+
+def test_the_store_says_where_to_go_on(tmp_path: Path) -> None:
+    """A restart between the commit and the record of it: nothing is committed twice."""
+    with open_log(tmp_path) as log:
+        Actor(log).push(rollout("e"))
+        log._intake.record_seal = None  # type: ignore[method-assign,assignment]
+        with pytest.raises(TypeError):
+            log.seal()
+    with open_log(tmp_path) as log:
+        assert waiting(log) == []
+        assert log.seal() is None
+    assert stored(tmp_path) == ["e"]
+    assert store_at(tmp_path).version().number == 1
+
+
+def test_an_old_copy_of_a_log_is_told(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        Actor(log).push(rollout("e0"))
+    (segment,) = (tmp_path / "wal").iterdir()
+    old = segment.read_bytes()
+    with open_log(tmp_path) as log:
+        Actor(log, "b").push(rollout("e1"))
+        log.seal()
+    for path in (tmp_path / "wal").iterdir():
+        path.unlink()
+    segment.write_bytes(old)
+    with pytest.raises(DamagedLogError, match="an old copy"):
+        open_log(tmp_path)
+
+
+def test_segments_go_once_all_in_them_is_sealed(tmp_path: Path) -> None:
+    with open_log(tmp_path, segment_bytes=4000) as log:
+        slow, fast = Actor(log, "slow"), Actor(log, "fast")
+        rest = slow.begin(rollout("slow"))
+        for number in range(10):
+            fast.push(rollout(f"e{number}"))
+        before = log.status()["log_bytes"]
+        log.seal()
+        assert log.status()["log_bytes"] >= before, "the open episode needs the oldest one"
+        for put in rest:
+            log.wait(slow.send(put))
+        log.seal()
+        assert log.status()["log_bytes"] < before / 4
+        fast.push(rollout("late"))
+    with open_log(tmp_path) as log:
+        assert waiting(log) == ["late"]
+        log.seal()
+    assert len(stored(tmp_path)) == 12
+
+
+def test_puts_are_repeated_after_their_segments_are_gone(tmp_path: Path) -> None:
+    with open_log(tmp_path, segment_bytes=1000) as log:
+        actor = Actor(log)
+        puts = actor.puts(rollout("e"))
+        actor.push(rollout("e"))
+        log.seal()
+    with open_log(tmp_path) as log:
+        assert log.wait(log.put(puts[-1].header, puts[-1].rows), "store", timeout=10) > 0
+        assert waiting(log) == []
+
+
+# -- what is not let in --------------------------------------------------------------------------
+
+
+def test_what_must_not_enter_a_version_is_quarantined(tmp_path: Path) -> None:
+    broken = rollout("nan")
+    broken = broken.replace(rewards=np.where(np.arange(20) == 3, np.nan, broken.rewards))
+    other = wide("other")
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        for one in (rollout("e0"), broken, other, rollout("e1")):
+            actor.push(one)
+        done = log.seal()
+        assert done is not None
+        assert (done.episodes, done.quarantined) == (2, 2)
+        actor.push(broken)  # it is no better for coming again
+        log.seal()
+        assert waiting(log) == []
+    assert stored(tmp_path) == ["e0", "e1"]
+    assert quarantined(store_at(tmp_path)) == [("nan", "nan"), ("other", "spec_mismatch")]
+    source = store_at(tmp_path).catalog.refs.state(store_at(tmp_path).version().commit).sources
+    (mine,) = source.values()
+    assert mine.episodes == 2
+    assert mine.quarantined["spec_mismatch"] == 1
+
+
+def test_an_id_that_another_writer_took_meanwhile_is_quarantined(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+        actor.push(rollout("e1"))
+        store_at(tmp_path).append([rollout("e0", seed=5), rollout("e1")])
+        log.seal()
+    assert sorted(stored(tmp_path)) == ["e0", "e1"]
+    assert quarantined(store_at(tmp_path)) == [("e0", "id_conflict")]
+
+
+def test_other_fields_may_join_as_a_spec_of_their_own(tmp_path: Path) -> None:
+    with open_log(tmp_path, new_spec="wide") as log:
+        actor = Actor(log)
+        for one in (rollout("e0"), wide("w0"), rollout("e1"), wide("w1")):
+            actor.push(one)
+        while log.seal():
+            pass
+        assert waiting(log) == []
+    assert sorted(stored(tmp_path)) == ["e0", "e1", "w0", "w1"]
+    version = store_at(tmp_path).version()
+    assert set(store_at(tmp_path).catalog.refs.state(version.commit).specs) == {"default", "wide"}
+
+
+def test_fields_that_fit_no_spec_are_refused_as_soon_as_it_is_known(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+        log.seal()
+        with pytest.raises(SpecMismatchError, match="Expected episodes of the spec"):
+            actor.push(wide("w0"))
+        actor.again()
+        actor.push(rollout("e1"))
+        log.seal()
+    assert stored(tmp_path) == ["e0", "e1"]
+    assert quarantined(store_at(tmp_path)) == []
+
+
+def wide(name: str) -> Episode:
+    """An episode of other observations than the others'."""
+    return rollout(name).replace(observations={"observations": np.zeros((21, 9), np.float32)})
+
+
+def test_rollouts_are_cast_to_the_branch(tmp_path: Path) -> None:
+    store_at(tmp_path).append([rollout("e0")])
+    double = rollout("e1").replace(actions=np.ones((20, 2), np.float64))
+    with open_log(tmp_path) as log:
+        Actor(log).push(double)
+        log.seal()
+    assert store_at(tmp_path).version().episode("e1").flat_actions["actions"].dtype == np.float32
+
+
+def test_two_logs_feed_one_branch(tmp_path: Path) -> None:
+    store = store_at(tmp_path)
+    one = RolloutLog(store, config(tmp_path / "one"))
+    two = RolloutLog(store, config(tmp_path / "two"))
+    Actor(one).push(rollout("e0"))
+    Actor(two).push(rollout("e0"))
+    Actor(two, "b").push(rollout("e1"))
+    one.seal()
+    two.seal()
+    one.close()
+    two.close()
+    assert sorted(stored(tmp_path)) == ["e0", "e1"]
+    state = store.catalog.refs.state(store.version().commit)
+    assert set(state.sources) == {source_name(one.server), source_name(two.server)}
+
+
+def test_a_branch_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        Sealing(store_at(tmp_path), "../x", None)
+
+
+# -- faults --------------------------------------------------------------------------------------
+
+
+def test_a_store_that_fails_keeps_nothing_from_the_log(tmp_path: Path) -> None:
+    with Kernel(tmp_path) as kernel, open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+
+        def before(_: int, call: Call) -> int | None:
+            if call.path.startswith("store/") and call.verb == "create":
+                raise OSError(errno.EIO, "broken")
+            return None
+
+        kernel.before = before
+        with pytest.raises(TransientError):
+            log.seal()
+        actor.push(rollout("e1"))
+        assert waiting(log) == ["e0", "e1"]
+        kernel.before = None
+        done = log.seal()
+        assert done is not None
+        assert done.episodes == 2
+    assert stored(tmp_path) == ["e0", "e1"]
+
+
+def test_a_full_disk_is_refused_and_left_behind(tmp_path: Path) -> None:
+    """Puts of a group that found no room must come again, in a new epoch; the rest goes on."""
+    with Kernel(tmp_path) as kernel, open_log(tmp_path) as log:
+        calm, actor = Actor(log, "calm"), Actor(log)
+        calm_rest = calm.begin(rollout("calm"))
+        actor.push(rollout("e0"))
+        rest = actor.begin(rollout("e1"))
+
+        def before(_: int, call: Call) -> int | None:
+            if call.verb == "write":
+                raise OSError(errno.ENOSPC, "full")
+            return None
+
+        kernel.before = before
+        taken = log.put(rest[0].header, rest[0].rows)
+        with pytest.raises(DiskFullError):
+            log.wait(taken, timeout=10)
+        ended = Actor(log, "ended")
+        with pytest.raises(TransientError):
+            ended.push(rollout("e2"))
+        kernel.before = None
+        with pytest.raises(TransientError):
+            log.put(rest[1].header, rest[1].rows)
+        for put in calm_rest:
+            log.wait(calm.send(put))
+        for again in (actor, ended):
+            again.again()
+        actor.push(rollout("e1"))
+        ended.push(rollout("e2"))
+        assert sorted(waiting(log)) == ["calm", "e0", "e1", "e2"]
+        assert log.status()["refusals"] >= 2
+    with open_log(tmp_path) as log:
+        assert sorted(waiting(log)) == ["calm", "e0", "e1", "e2"]
+        log.seal()
+    assert sorted(stored(tmp_path)) == ["calm", "e0", "e1", "e2"]
