@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from learners.base import Learner, make_learner
+from learners.files import write_whole
 from learners.normaliser import Normaliser
 from schemas.errors import NotFoundError, UntrustedError
 
@@ -89,7 +89,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{checkpoint.step:012d}.safetensors"
-    _write_whole(path, save(tensors, {"penstock": json.dumps(document)}))
+    write_whole(path, save(tensors, {"penstock": json.dumps(document)}))
     for older in _listed(run):
         if older != path:
             older.unlink()
@@ -148,20 +148,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         sha.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _damaged(path: Path, why: str) -> UntrustedError:

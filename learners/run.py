@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learners.data import Pinned
 from learners.evaluate import Evaluation
+from learners.files import write_whole
 from learners.sampling import order_of
 from schemas.errors import ConfigError
 
@@ -106,7 +107,7 @@ def write_config(folder: Path, document: Mapping[str, Any]) -> None:
     """Writes what a run is, for people: the checkpoint holds the same for machines."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: document[name] for name in ("kind", "run", "config", "data")}
-    (folder / "run.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "run.json", (json.dumps(kept, indent=2) + "\n").encode())
 
 
 def check_same_stream(kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -7,8 +7,11 @@ never stopped.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
+
+from learners.files import write_whole
 
 METRICS = "metrics.csv"
 EVALUATIONS = "evaluations.csv"
@@ -27,11 +30,12 @@ class Table:
         kept = [row for row in read_table(path) if int(row["step"]) <= step]
         self.columns = tuple(kept[0]) if kept else ()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            if kept:
-                writer = csv.DictWriter(file, self.columns)
-                writer.writeheader()
-                writer.writerows(kept)
+        text = io.StringIO(newline="")
+        if kept:
+            writer = csv.DictWriter(text, self.columns)
+            writer.writeheader()
+            writer.writerows(kept)
+        write_whole(path, text.getvalue().encode())
 
     def add(self, step: int, values: Mapping[str, object]) -> None:
         """Appends one row; absent values stay empty."""
@@ -45,8 +49,12 @@ class Table:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a table as texts by column; none where there is no file."""
+    """Returns the rows of a table as texts by column; none where there is no file.
+
+    The last row may have been cut off with its process; it is none then.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_bytes().decode()
+    whole = text[: text.rfind("\n") + 1]
+    return list(csv.DictReader(io.StringIO(whole, newline="")))

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +18,6 @@ from learners.data import Pinned, Sampling, open_stream, pin
 from learners.evaluate import evaluate
 from learners.finetune import FinetuneConfig, finetune
 from learners.replay import replay
-from learners.rollout import Collection, Exploration, Facts, collect
 from learners.run import Progress
 from learners.runlog import read_table
 from learners.train import TrainConfig, train
@@ -34,33 +33,9 @@ from schemas.errors import (
     UnknownNameError,
     UsageError,
 )
+from tests.learners.homing import ENVIRONMENT, Homing, demonstrations
 
-ENVIRONMENT = "Homing-v0"
 SMALL = {"hidden": (16, 16)}
-
-
-class Homing(gym.Env[np.ndarray, np.ndarray]):
-    """A point on a line: moves by the action, is rewarded for being at home, ends beyond 2."""
-
-    observation_space: ClassVar[Any] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
-    action_space: ClassVar[Any] = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.position = self.np_random.uniform(-1.5, 1.5, 1)
-        return self.position.copy(), {}
-
-    def step(self, action: np.ndarray) -> Any:
-        self.position = self.position + 0.5 * action
-        is_gone = bool(abs(self.position[0]) > 2)
-        return self.position.copy(), 1.0 - abs(float(self.position[0])), is_gone, False, {}
-
-
-class Restless:
-    """Does nothing on average."""
-
-    def act(self, observations: Any) -> np.ndarray:
-        return np.zeros((len(observations), 1))
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +49,7 @@ def homing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     made = open_store(tmp_path / "store", create=True)
-    made.append(_demonstrations(40))
+    made.append(demonstrations(40))
     return made
 
 
@@ -84,7 +59,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, store: Store) -> N
     with pytest.raises(InterruptedError):
         train(_train_config(store, tmp_path / "half", 60, settings=settings), _stop_at(50))
     assert load_checkpoint(tmp_path / "half").step == 45
-    store.append(_demonstrations(3, first=40))  # main moves on; the run does not
+    store.append(demonstrations(3, first=40))  # main moves on; the run does not
     resumed = train(_train_config(store, tmp_path / "half", 60, settings=settings, resume=True))
     assert (resumed.steps, resumed.data) == (60, whole.data)
     _assert_same_run(tmp_path / "whole", tmp_path / "half")
@@ -124,7 +99,7 @@ def test_the_policys_rate_decays_over_the_run_unless_told(tmp_path: Path, store:
 
 def test_several_versions_are_mixed_by_weight(tmp_path: Path, store: Store) -> None:
     other = open_store(tmp_path / "other", create=True)
-    other.append(_demonstrations(5, first=100))
+    other.append(demonstrations(5, first=100))
     data = (f"{store.url}@main=3", other.url)
     result = train(_train_config(store, tmp_path / "run", 10, data=data))
     assert [one.weight for one in result.data] == [3.0, 1.0]
@@ -163,7 +138,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 
 def test_references_are_pinned(store: Store) -> None:
     first = store.version()
-    second = store.append(_demonstrations(1, first=90))
+    second = store.append(demonstrations(1, first=90))
     assert pin([store.url]) == (Pinned(store.url, second.id, 1.0),)
     assert pin([f"{store.url}@main:1=2.5"]) == (Pinned(store.url, first.id, 2.5),)
     with pytest.raises(UsageError, match="positive weight"):
@@ -198,7 +173,7 @@ def test_fine_tuning_commits_its_rollouts_and_learns_from_both(
 
 def test_any_share_of_several_offline_versions(tmp_path: Path, store: Store) -> None:
     other = open_store(tmp_path / "other", create=True)
-    other.append(_demonstrations(5, first=100))
+    other.append(demonstrations(5, first=100))
     data = (f"{store.url}=0.1", f"{other.url}=0.3")
     train(_train_config(store, tmp_path / "run", 5, data=data))
     for fraction, weights in ((0.0, ["0", "0", "1"]), (0.8, ["1/5", "3/5", "1/5"])):
@@ -262,13 +237,6 @@ def _stop_at(step: int) -> Callable[[Progress], None]:
     return report
 
 
-def _demonstrations(count: int, first: int = 0) -> Any:
-    plan = Collection(
-        ENVIRONMENT, episodes=count, first=first, exploration=Exploration("gaussian", 0.5)
-    )
-    return collect(Restless(), plan, Facts(namespace="demo", kind="demonstration"))
-
-
 def _train_config(store: Store, out: Path, steps: int, **changes: Any) -> TrainConfig:
     given: dict[str, Any] = {
         "algo": "iql",
@@ -314,7 +282,7 @@ def test_a_batch_of_training_is_made_again(tmp_path: Path, store: Store) -> None
     config = _train_config(store, tmp_path / "run", steps=12)
     pinned = pin(config.data)
     train(config)
-    store.append(_demonstrations(3, first=100))  # the run's version stays what it was
+    store.append(demonstrations(3, first=100))  # the run's version stays what it was
     sampling = Sampling(config.batch_size, config.seed, config.discount, "cpu")
     batches = list(itertools.islice(open_stream(pinned, sampling), 12))
     for step in (0, 7, 11):
