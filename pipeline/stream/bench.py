@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.stream.bench_cases import (
-    CEILING,
     CONTENDERS,
-    OURS,
     SOURCES,
     Case,
     CaseFailedError,
@@ -43,7 +40,7 @@ from pipeline.stream.bench_checks import (
     saved_batch,
 )
 from pipeline.stream.bench_data import NUMBERS, forget, make_source, read_source
-from pipeline.stream.bench_ours import BUDGET
+from pipeline.stream.bench_results import ratios, shares, told, told_epochs
 from schemas.errors import UnknownNameError, suggest
 
 _ROOT = Path(__file__).parents[2]
@@ -118,7 +115,7 @@ def bench_stream(
             name: run.workload([case for case in cases if case.workload == name])
             for name in config.workloads
         }
-    found = {name: _shares(rows) for name, rows in measured.items()}
+    found = {name: shares(rows) for name, rows in measured.items()}
     return {
         "rows": config.rows,
         "pictures": config.pictures,
@@ -126,7 +123,7 @@ def bench_stream(
         "seconds": config.seconds,
         "machine": {**machine, "load_after": _load()},
         "workloads": found,
-        "ratios": {name: _ratios(name, rows) for name, rows in found.items()},
+        "ratios": {name: ratios(name, rows) for name, rows in found.items()},
         "skipped": skipped,
         "failed": run.failed,
     }
@@ -172,7 +169,7 @@ class _Run:
                 with self._failing(case, running):
                     found[case]["checks"] = self._checks(case, running[case])
         return [
-            {**_told(case, found[case], turns[case]), "checks": found[case]["checks"]}
+            {**told(case, found[case], turns[case]), "checks": found[case]["checks"]}
             for case in running
         ]
 
@@ -186,7 +183,7 @@ class _Run:
                 with self._failing(case, found), self._process(case) as process:
                     asked = {"case": case.function, "seconds": config.longest_epoch}
                     found[case].append(process.ask("epoch", **asked))
-        return [_told_epochs(case, epochs) for case, epochs in found.items()]
+        return [told_epochs(case, epochs) for case, epochs in found.items()]
 
     def _checks(self, case: Case, process: Process) -> dict[str, Any]:
         config, place, workload = self._config, self._place(case), case.workload
@@ -245,79 +242,6 @@ class _Run:
                 still.pop(case)
 
 
-def _told(case: Case, opened: dict[str, Any], turns: list[dict[str, Any]]) -> dict[str, Any]:
-    rates = [turn["batches"] / turn["cpu_s"] for turn in turns]
-    return {
-        **_said(case, opened),
-        "unit": "batches per CPU second",
-        "best": max(rates),
-        "median": statistics.median(rates),
-        "rates": [round(rate, 2) for rate in rates],
-        "wall": max(turn["batches"] / turn["wall_s"] for turn in turns),
-        "open_cpu_s": round(opened["open_cpu_s"], 2),
-        "peak_mb": round(max(turn["peak_mb"] for turn in turns)),
-    }
-
-
-def _told_epochs(case: Case, epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    rates = [epoch["rows"] / epoch["cpu_s"] for epoch in epochs]
-    return {
-        **_said(case, epochs[0]),
-        "unit": "rows per CPU second",
-        "best": max(rates),
-        "median": statistics.median(rates),
-        "rates": [round(rate) for rate in rates],
-        "wall": max(epoch["rows"] / epoch["wall_s"] for epoch in epochs),
-        "first_batch_s": round(statistics.median(epoch["first_batch_s"] for epoch in epochs), 3),
-        "rows": epochs[0]["rows"],
-        "is_whole": all(epoch["is_whole"] for epoch in epochs),
-        "peak_mb": round(max(epoch["peak_mb"] for epoch in epochs)),
-        "grown_mb": round(max(epoch["grown_mb"] for epoch in epochs)),
-        "checks": {"failing": []},
-    }
-
-
-def _said(case: Case, answer: dict[str, Any]) -> dict[str, Any]:
-    contender = case.contender
-    said = {"what": answer["what"], "version": answer["version"]}
-    return {"name": case.name, "kind": contender.kind, "function": case.function, **said}
-
-
-def _shares(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds the share of the ceiling, the fastest of several; fastest first."""
-    for figure in ("best", "median"):
-        ceiling = max((row[figure] for row in rows if row["kind"] == "ceiling"), default=None)
-        for row in rows:
-            row[f"{figure}_of_ceiling"] = row[figure] / ceiling if ceiling else None
-    return sorted(rows, key=lambda row: -row["best"])
-
-
-def _ratios(workload: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Ours over others: best over best, of others the fastest of their ways."""
-    by_function = {row["function"]: row for row in rows if row["kind"] == "ours"}
-    ours = by_function.get(workload.lower())
-    if ours is None:
-        return {}
-
-    def over(chosen: list[dict[str, Any]]) -> float | None:
-        return ours["best"] / max(row["best"] for row in chosen) if chosen else None
-
-    peers = [row for row in rows if row["kind"] == "peer"]
-    found = {
-        CEILING: ours["best_of_ceiling"],
-        "TorchRL": over([row for row in peers if row["name"].startswith("TorchRL")]),
-        "CORL's pattern": over([row for row in peers if row["name"].startswith("CORL")]),
-        "fastest peer": over(peers),
-        "fastest peer's name": max(peers, key=lambda row: row["best"])["name"] if peers else None,
-    }
-    windowed, shards = by_function.get("l3_windowed"), by_function.get("l3_shards")
-    if windowed and shards:
-        found["windowed over shards alone"] = windowed["best"] / shards["best"]
-        found["windowed, wall, over shards alone"] = windowed["wall"] / shards["wall"]
-        found["windowed, memory over its budget"] = windowed["grown_mb"] * 2**20 / BUDGET
-    return found
-
-
 def _machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -332,6 +256,3 @@ def _machine() -> dict[str, Any]:
 
 def _load() -> float:
     return round(os.getloadavg()[0], 2)
-
-
-__all__ = ["OURS", "QUICK", "BenchConfig", "bench_stream"]

@@ -15,8 +15,15 @@ import numpy as np
 import torch
 
 from pipeline.stream.bench_child import Batch
-from pipeline.stream.bench_data import bounds, read_source
-from pipeline.stream.bench_ours import BATCH, CLIPS, FRAMES, WINDOW, WINDOWS
+from pipeline.stream.bench_data import (
+    BATCH,
+    CLIPS,
+    FRAMES,
+    WINDOW,
+    WINDOWS,
+    bounds,
+    read_source,
+)
 
 VERSION = f"NumPy {np.__version__}, torch {torch.__version__}"
 AT_ONCE = 64  # batches of transitions that one gather serves
@@ -64,8 +71,9 @@ def l3(place: Path) -> Iterator[Batch]:
     records = torch.from_numpy(np.load(_file(place), allow_pickle=False))
     steps = torch.from_numpy(np.load(_file(place, "steps"), allow_pickle=False))
     pairs = records.as_strided((len(records) - 1, 2 * WORDS), (WORDS, 1))
-    for rows in steps[torch.randperm(len(steps))].split(AT_ONCE * BATCH):
-        for batch in pairs.index_select(0, rows).split(BATCH):
+    shuffled = steps[torch.randperm(len(steps))]
+    for rows in torch.split(shuffled, AT_ONCE * BATCH):
+        for batch in torch.split(pairs.index_select(0, rows), BATCH):
             yield [batch[:, start:stop] for start, stop in _CUTS]
 
 

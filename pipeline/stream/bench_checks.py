@@ -52,10 +52,10 @@ def check_transitions(rows: Rows, batch: Sequence[Any]) -> dict[str, Any]:
     Returns:
         How many rows and ends came, the ends over those expected, and `failing`, in words.
     """
-    seen, actions, rewards, following, terminated = (
-        None if one is None else np.asarray(one).reshape(len(batch[0]), -1) for one in batch
+    _, actions, rewards, following, terminated = (
+        None if one is None else _flat(np.asarray(one)) for one in batch
     )
-    source, steps = rows.source, rows.find(seen)
+    source, steps = rows.source, rows.find(_flat(np.asarray(batch[0])))
     failing = ["rows that the source does not hold"] * bool((steps < 0).any())
     known = steps >= 0
     steps = steps[known]
@@ -75,10 +75,10 @@ def check_transitions(rows: Rows, batch: Sequence[Any]) -> dict[str, Any]:
     for name in ("terminated", "truncated"):
         flags = np.asarray(source[name])
         expected = flags.mean() * len(steps)
-        came = int(flags[steps].sum())
-        shares[f"{name}_ends"] = f"{came} of {expected:.0f}"
-        if expected >= EXPECTED_ENDS and came < expected / 3:
-            failing.append(f"{came} {name} ends of {expected:.0f} expected")
+        ended = int(flags[steps].sum())
+        shares[f"{name}_ends"] = f"{ended} of {expected:.0f}"
+        if expected >= EXPECTED_ENDS and ended < expected / 3:
+            failing.append(f"{ended} {name} ends of {expected:.0f} expected")
     return {"rows": len(known), **shares, "failing": failing}
 
 
@@ -162,7 +162,7 @@ def _differing(
     """Says which share of some rows differs; nothing if none does."""
     if came is None:
         return [f"no {what}"] if where is None else []
-    is_right = (np.abs(came[known].astype(np.float32) - _flat(held)) < _NEAR).all(1)
+    is_right = (np.abs(came[known] - _flat(held)) < _NEAR).all(1)
     is_right = is_right if where is None else is_right[where]
     if is_right.all():
         return []

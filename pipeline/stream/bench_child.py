@@ -75,7 +75,8 @@ class Child:
     def save(self, file: str, seconds: float, batches: int) -> dict[str, Any]:
         """Writes further batches into an archive of arrays, joined along their rows."""
         make = self._made()
-        began, kept = time.perf_counter(), []
+        kept: list[list[np.ndarray | None]] = []
+        began = time.perf_counter()
         while len(kept) < batches and (not kept or time.perf_counter() - began < seconds):
             kept.append([None if one is None else np.array(one) for one in make()])
         columns = zip(*kept, strict=True)

@@ -18,10 +18,14 @@ from pipeline.store.reader import Version
 from pipeline.store.store import open_store
 from schemas.episode import Episode
 
+BATCH, WINDOW, WINDOWS, FRAMES, CLIPS = 256, 64, 32, 3, 64
+"""Rows of a batch; steps of a window and windows of a batch, of numbers and of pictures."""
+BUDGET = 64 << 20
+"""Bytes that `windowed` may take; a million steps are 80 MB of records."""
 OBSERVATION, ACTION = 11, 3
 LENGTH = 1_000
 """Steps of an episode of numbers, 10 % more or less."""
-FRAMES = 100
+STEPS = 100
 """Steps of an episode of pictures."""
 SIDE = 84
 NUMBERS, PICTURES = "numbers", "pictures"
@@ -118,20 +122,20 @@ def _numbers(steps: int) -> dict[str, np.ndarray]:
 
 def _pictures(steps: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    count = -(-steps // FRAMES)
-    rows = count * (FRAMES + 1)
+    count = -(-steps // STEPS)
+    rows = count * (STEPS + 1)
     seen = np.empty((rows, SIDE, SIDE, 3), np.uint8)
     coarse = SIDE // 12
     for number in range(count):
         smooth = rng.integers(16, 200, (1, coarse, coarse, 3), np.uint8)
         large = smooth.repeat(12, 1).repeat(12, 2)
-        for frame in range(FRAMES + 1):
-            at = number * (FRAMES + 1) + frame
+        for frame in range(STEPS + 1):
+            at = number * (STEPS + 1) + frame
             noise = rng.integers(0, 8, (SIDE, SIDE, 3), np.uint8)
             seen[at] = np.roll(large[0], frame, axis=1) + noise
     seen[:, 0, 0] = np.arange(rows)[:, None] >> np.array([0, 8, 16]) & 0xFF
-    is_last = np.arange(rows) % (FRAMES + 1) == FRAMES
-    truncated = np.tile(np.arange(FRAMES) == FRAMES - 1, count)
+    is_last = np.arange(rows) % (STEPS + 1) == STEPS
+    truncated = np.tile(np.arange(STEPS) == STEPS - 1, count)
     return {
         "observations": seen[~is_last],
         "last_observations": seen[is_last],

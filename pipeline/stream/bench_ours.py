@@ -10,12 +10,9 @@ from typing import Any
 from pipeline.store.store import open_version
 from pipeline.stream import torch_adapter  # noqa: F401 - so that no time includes loading torch
 from pipeline.stream.bench_child import Batch
+from pipeline.stream.bench_data import BATCH, BUDGET, CLIPS, FRAMES, WINDOW, WINDOWS
 from pipeline.stream.loader import Stream
 
-BATCH, WINDOW, WINDOWS, FRAMES, CLIPS = 256, 64, 32, 3, 64
-"""Rows of a batch; steps of a window and windows of a batch, of numbers and of pictures."""
-BUDGET = 64 << 20
-"""Bytes that `windowed` may take; a million steps are 80 MB of records."""
 _TRANSITION = ("observations", "actions", "rewards", "next_observations", "terminated")
 
 

@@ -84,4 +84,4 @@ def _panel(axis: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _label(row: Mapping[str, Any]) -> str:
     """The name, marked where what is delivered is not what the source holds."""
-    return row["name"] + " *" * bool(row["checks"]["failing"])
+    return f"{row['name']}{' *' * bool(row['checks']['failing'])}"
