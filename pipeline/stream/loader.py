@@ -55,7 +55,8 @@ class Stream:
     next observation is one that nothing should read.
 
     Every argument but the first is a setting of `schemas.stream.StreamConfig`, which lists those
-    of single samplers, too: windows, n-step, returns, goals (docs/streams.md).
+    of single samplers, too: windows, n-step, returns, goals; and `normalize=`, `images=` and
+    `output=`, which change batches last (docs/streams.md).
 
     Args:
         data: `STORE@REF`, or an open version.
@@ -214,6 +215,8 @@ class Stream:
         Args:
             version: the version, or a reference such as `main`.
         """
+        if self._decisions is not None:
+            self._ahead.drop()  # a thread that decides must see all of a change or none
         if self.feed.follow(self._step, version, keep=self._decisions is not None):
             self._forget()
             if self._decisions is not None:
@@ -312,11 +315,11 @@ class Stream:
         return {**self._identity(), "step": self._step, "versions": self.feed.history(), **told}
 
     def _load_position(self, state: Mapping[str, Any]) -> None:
+        self._forget()
         self.feed.load_history(state["versions"])
         self._step = int(state["step"])
         if self._decisions is not None:
             self._decisions.resume(self._step)
-        self._forget()
         self._priorities = priorities_for(self.feed.at(self._step), None, state.get("priorities"))
 
     def _identity(self) -> dict[str, Any]:

@@ -218,6 +218,8 @@ class Mixture:
             version: the version, or a reference such as `main`.
             source: which one; the last by default, where online data usually stands.
         """
+        if self._decisions is not None:
+            self._ahead.drop()  # a thread that decides must see all of a change or none
         if self._feeds[source].follow(self._step, version, keep=self._decisions is not None):
             self._change()
 
@@ -240,6 +242,7 @@ class Mixture:
         exact = [exact_weight(weight) for weight in weights]
         shares = Shares(exact, self.config.batch_size)
         if shares.weights != self._counts.shares(self._step).weights:
+            self._forget()
             self._counts.change(self._step, shares, keep=self._decisions is not None)
             self._change()
 
@@ -288,13 +291,13 @@ class Mixture:
         self._load_position(state)
 
     def _load_position(self, state: Mapping[str, Any]) -> None:
+        self._forget()
         for feed, history in zip(self._feeds, state["versions"], strict=True):
             feed.load_history(history)
         self._step = int(state["step"])
         self._counts.load(state.get("reweighed", {}), self.config.batch_size)
         if self._decisions is not None:
             self._decisions.resume(self._step)
-        self._forget()
         told = state.get("priorities") or [None] * len(self._feeds)
         self._priorities = [
             priorities_for(feed.at(self._step), None, one)

@@ -116,7 +116,8 @@ class Counts:
 
     def before(self, step: int) -> tuple[int, ...]:
         """Returns the rows of each source in all batches before one."""
-        since = max(known for known in self._known if known <= step)
+        # Copies, as threads of several mixtures that were cut from one may be here at once.
+        since = max(known for known in list(self._known) if known <= step)
         found = self._known[since]
         for one in range(since, step):
             counts = self._counts(one)
@@ -124,7 +125,7 @@ class Counts:
         self._known.pop(step, None)
         self._known[step] = found  # last, so that what was not asked for the longest stands first
         if len(self._known) > _KNOWN:
-            del self._known[next(one for one in self._known if one)]
+            self._known.pop(next(one for one in list(self._known) if one), None)
         return found
 
     def shares(self, step: int) -> Shares | Annealed:
