@@ -35,7 +35,8 @@ STATUS = {
 }
 """HTTP status of errors by kind; of others by class: 400, 503 or 500."""
 RETRY_SECONDS = 1.0
-_PATH = re.compile(r"(?<![\w.)\]/:])/(?:[^\s/'\"`,;:()\[\]{}<>|]+/)+([^\s/'\"`,;:()\[\]{}<>|]*)")
+_PART = r"[^\s/'\"`,;:()\[\]{}<>|]"
+_PATH = re.compile(rf"(?<![\w.)\]/:])/(?=[^\s\d])(?:{_PART}+/)*({_PART}*)")
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"`,;()\[\]{}<>|]*")
 
 

@@ -49,10 +49,14 @@ class ServiceConfig(Document):
     """Room on the log's disk below which pushes are refused."""
     max_streams: int = Field(default=256, ge=1)
     """Open streams of all tokens together."""
-    max_body_bytes: int = Field(default=256 * MIB, ge=1)
+    max_body_bytes: int = Field(default=64 * MIB, ge=1)
     """Of one HTTP request that carries an episode."""
-    max_json_bytes: int = Field(default=8 * MIB, ge=1)
+    max_buffered_bytes: int = Field(default=512 * MIB, ge=1)
+    """Of all such requests that are on their way in."""
+    max_json_bytes: int = Field(default=MIB, ge=1)
     """Of any other HTTP request."""
+    header_seconds: float = Field(default=10.0, gt=0)
+    """How long the headers of an HTTP request may take to arrive."""
     max_connections: int = Field(default=512, ge=1)
     """Of the control port."""
     request_seconds: float = Field(default=60.0, gt=0)

@@ -20,6 +20,7 @@ from pipeline.service.answers import error_answer, json_answer
 from pipeline.service.config import ServiceConfig
 from pipeline.service.guard import MAX_HEADERS, Guard
 from pipeline.service.health import Readiness
+from pipeline.service.slow_clients import protocol_with
 from pipeline.service.state import ControlState, trace_of
 from schemas.errors import NotFoundError, PenstockError, UsageError
 
@@ -85,7 +86,7 @@ def server_config(app: FastAPI, config: ServiceConfig) -> uvicorn.Config:
         app,
         host=config.host,
         port=config.http_port,
-        http="h11",
+        http=protocol_with(config.header_seconds),
         ws="none",
         lifespan="off",
         log_config=None,

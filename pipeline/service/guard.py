@@ -32,8 +32,12 @@ HEADERS = {
     "cache-control": "no-store",
 }
 """Of every answer; a route may set its own `cache-control`."""
-LARGE = ("/v1/rollouts",)
-"""Routes whose bodies may be as long as an episode."""
+LARGE = "/v1/rollouts"
+"""The route whose bodies may be as long as an episode."""
+SMALL = "/v1/session"
+SMALL_BYTES = 4096
+"""Of the bodies of the one route that reads what anybody sends."""
+METHODS = ("GET", "PUT", "POST", "DELETE")
 MAX_HEADERS = 16 << 10
 """Bytes of a request's headers together."""
 _REFUSALS = (401, 403)
@@ -70,9 +74,8 @@ class _Request:
         self._status = 0
         self._came = 0  # bytes of the body
         self._is_whole = False
-        config = state.config
-        is_large = scope["path"] in LARGE
-        self._most = config.max_body_bytes if is_large else config.max_json_bytes
+        own = {LARGE: state.config.max_body_bytes, SMALL: SMALL_BYTES}
+        self._most = own.get(scope["path"], state.config.max_json_bytes)
         scope["penstock"] = self._trace
 
     async def serve(self, app: ASGIApp) -> None:
@@ -151,7 +154,7 @@ class _Request:
     def _tell(self) -> None:
         """Counts, logs and audits the request."""
         route = getattr(self._scope.get("route"), "path", "none")
-        method = self._scope["method"] if route != "none" else "other"
+        method = self._scope["method"] if self._scope["method"] in METHODS else "other"
         seconds = time.monotonic() - self._began
         metrics = self._state.metrics
         metrics.http_requests.labels(method, route, str(self._status)).inc()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import anyio
 import structlog
 from fastapi import Request, Response
 
@@ -30,6 +31,8 @@ class Readiness:
         self._lock = threading.Lock()
         self._at: float | None = None
         self._found: dict[str, str] = {}
+        self.threads = anyio.CapacityLimiter(1)
+        """A store that hangs holds up those who ask for health alone."""
 
     def checks(self) -> dict[str, str]:
         """Returns `ok` or the kind of error: of the log with room on its disk, and of the store."""
@@ -65,7 +68,7 @@ async def readyz(request: Request) -> Response:
     """Whether it can take rollouts: 200, or 503 with the checks that failed."""
     state = state_of(request)
     readiness: Readiness = request.app.state.readiness
-    checks = await in_thread(state, readiness.checks)
+    checks = await in_thread(state, readiness.checks, limiter=readiness.threads)
     is_ready = set(checks.values()) == {"ok"}
     return json_answer({"ready": is_ready, "checks": checks}, 200 if is_ready else 503)
 

@@ -11,7 +11,7 @@ import uvicorn
 
 from pipeline.service.control import control_app, server_config
 from pipeline.service.state import ControlState
-from schemas.errors import UsageError
+from schemas.errors import ConfigError, UsageError
 
 
 @contextlib.contextmanager
@@ -20,9 +20,10 @@ def control_port(state: ControlState) -> Iterator[str]:
 
     Raises:
         UsageError: if the address cannot be had.
+        ConfigError: if the certificate is none.
     """
     config = state.config
-    server = uvicorn.Server(server_config(control_app(state), config))
+    server = uvicorn.Server(_loaded(state))
     with _listener(config.host, config.http_port) as listener:
         thread = threading.Thread(
             target=server.run, args=([listener],), name="control port", daemon=True
@@ -33,6 +34,19 @@ def control_port(state: ControlState) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def _loaded(state: ControlState) -> uvicorn.Config:
+    """Reads certificates here: in the thread nobody would hear of it."""
+    found = server_config(control_app(state), state.config)
+    try:
+        found.load()
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise ConfigError(
+            f"Expected a certificate and its key in PEM, came {error}.",
+            where=str(state.config.tls_cert),
+        ) from error
+    return found
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -36,9 +36,22 @@ class _Use:
 class Quotas:
     """The use of all tokens; safe to use from several threads."""
 
-    def __init__(self, max_streams: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args: how many streams all tokens may have open together, and a clock in seconds."""
+    def __init__(
+        self,
+        max_streams: int,
+        max_buffered_bytes: int = 512 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Sets what all tokens may use together.
+
+        Args:
+            max_streams: open at a time.
+            max_buffered_bytes: of bodies on their way in.
+            clock: in seconds.
+        """
         self._max_streams = max_streams
+        self._max_buffered = max_buffered_bytes
+        self._buffered = 0
         self._clock = clock
         self._lock = threading.Lock()
         self._used: dict[str, _Use] = {}
@@ -73,6 +86,26 @@ class Quotas:
             with self._lock:
                 use.streams -= 1
                 self._open -= 1
+
+    @contextlib.contextmanager
+    def buffer(self, count: int) -> Iterator[None]:
+        """Sets memory aside for a body while the context lasts.
+
+        Raises:
+            BusyError: if others have it.
+        """
+        with self._lock:
+            if self._buffered + count > max(self._max_buffered, count):
+                raise BusyError(
+                    f"Expected at most {self._max_buffered:,} bytes of bodies on their way, came "
+                    f"{count:,} more; try again later."
+                )
+            self._buffered += count
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._buffered -= count
 
     def spend(self, token: Token | None, count: int) -> None:
         """Takes some bytes off what a token may send now.

@@ -29,7 +29,8 @@ async def push(request: Request, query: Annotated[PushQuery, Query()]) -> Respon
     state, token = state_of(request), trace_of(request).token
     began = time.monotonic()
     try:
-        with state.quotas.stream(token):
+        stated = request.headers.get("content-length", str(state.config.max_body_bytes))
+        with state.quotas.stream(token), state.quotas.buffer(int(stated)):
             body = await read_arrow(request)
             state.quotas.check_unsealed(token, state.log.sealed_through)
             state.quotas.spend(token, len(body))

@@ -53,7 +53,7 @@ def running(
             log=log,
             book=book,
             sessions=Sessions(book, config.session_seconds) if book is not None else None,
-            quotas=Quotas(config.max_streams),
+            quotas=Quotas(config.max_streams, config.max_buffered_bytes),
             metrics=metrics,
             audit=AuditLog(config.wal / "audit.jsonl"),
         )

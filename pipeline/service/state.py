@@ -94,8 +94,19 @@ def trace_of(request: Request) -> Trace:
     return trace
 
 
-async def in_thread(state: ControlState, work: Callable[..., _T], *arguments: Any) -> _T:
+async def in_thread(
+    state: ControlState,
+    work: Callable[..., _T],
+    *arguments: Any,
+    limiter: anyio.CapacityLimiter | None = None,
+) -> _T:
     """Returns what some blocking work does, done in a thread, within the time of a request.
+
+    Args:
+        state: the port's.
+        work: what to do.
+        arguments: its arguments.
+        limiter: how many do such work at a time; by default all routes share one.
 
     Raises:
         OutOfTimeError: if it takes longer. It goes on: what it changes may yet happen.
@@ -103,7 +114,7 @@ async def in_thread(state: ControlState, work: Callable[..., _T], *arguments: An
     try:
         with anyio.fail_after(state.config.request_seconds):
             return await anyio.to_thread.run_sync(
-                partial(work, *arguments), abandon_on_cancel=True, limiter=state.threads
+                partial(work, *arguments), abandon_on_cancel=True, limiter=limiter or state.threads
             )
     except TimeoutError:
         raise OutOfTimeError(

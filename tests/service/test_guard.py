@@ -8,6 +8,7 @@ import ipaddress
 import json
 import socket
 import ssl
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from pipeline.service.access import is_ours
 from pipeline.service.config import service_config
 from pipeline.service.logs import log_to
+from schemas.errors import ConfigError
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
 
 
@@ -29,8 +31,10 @@ def port(tmp_path_factory):
     with service_in(
         tmp_path_factory.mktemp("guard"),
         max_json_bytes=2000,
+        max_buffered_bytes=100_000,
         max_body_bytes=100_000,
         request_seconds=1.0,
+        header_seconds=0.5,
         allowed_hosts=("data.example",),
     ) as found:
         yield found
@@ -103,7 +107,7 @@ def test_long_bodies_are_not_read(port: Port):
     json_type = {"content-type": "application/json"}
     for path, kind, size in (
         ("/v1/curate", json_type, 2001),
-        ("/v1/session", json_type, 2001),
+        ("/v1/session", json_type, 4097),
         ("/v1/rollouts", ARROW, 100_001),
     ):
         stated = {**kind, "content-length": str(2**50)}
@@ -127,6 +131,22 @@ def test_compressed_bodies_are_refused(port: Port):
 def test_a_body_that_never_comes(port: Port):
     head = {"content-type": "application/json", "content-length": "10"}
     assert _status(port, "POST", "/v1/curate", head, b"{") == 504
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: local"])
+def test_headers_that_never_come(port: Port, begun: bytes):
+    place = urlsplit(port.url)
+    with socket.create_connection((place.hostname, place.port), timeout=20) as connection:
+        for _ in range(2 if begun else 1):
+            connection.sendall(begun)
+            time.sleep(0.1)
+        assert connection.recv(1) == b""
+
+
+def test_one_request_after_another_is_fine(port: Port):
+    for _ in range(2):
+        assert port.ask("GET", "/healthz", None).status_code == 200
+        time.sleep(0.7)  # longer than headers may take
 
 
 @pytest.mark.parametrize(
@@ -169,6 +189,24 @@ def test_unknown_routes_and_methods(port: Port):
         answer = port.ask(method, path)
         assert answer.status_code == status
         assert answer.json()["error"]["kind"] == "not_found"
+
+
+def test_a_certificate_that_is_none(tmp_path):
+    cert, key = certificate(tmp_path)
+    cert.write_text("x")
+    with pytest.raises(ConfigError, match="PEM"), service_in(tmp_path, tls_cert=cert, tls_key=key):
+        pass
+
+
+def test_labels_do_not_grow_with_what_is_asked(port: Port):
+    for number in range(4):
+        port.ask(f"M{number}", "/healthz", None)
+        port.ask("GET", f"/v1/nowhere-{number}", None)
+        port.ask("GET", f"/v1/versions/x{number}")
+    text = port.ask("GET", "/metrics").text
+    assert 'route="/v1/versions/{ref}"' in text
+    assert "nowhere" not in text
+    assert 'method="M' not in text
 
 
 def test_tls(tmp_path):

@@ -54,7 +54,7 @@ def test_streams_of_all():
 
 def test_bytes_per_second_hold_as_a_mean():
     clock = Clock()
-    quotas, mine = Quotas(1, clock), token(0, bytes_per_second=100)
+    quotas, mine = Quotas(1, clock=clock), token(0, bytes_per_second=100)
     sent, waits = 0, []
     for _ in range(1000):
         try:
@@ -69,7 +69,7 @@ def test_bytes_per_second_hold_as_a_mean():
 
 def test_after_the_wait_it_is_taken():
     clock = Clock()
-    quotas, mine = Quotas(1, clock), token(0, bytes_per_second=100)
+    quotas, mine = Quotas(1, clock=clock), token(0, bytes_per_second=100)
     quotas.spend(mine, 10_000)  # larger than ever saved up: taken when there is most
     with pytest.raises(BusyError) as error:
         quotas.spend(mine, 1)
@@ -79,7 +79,7 @@ def test_after_the_wait_it_is_taken():
 
 def test_a_large_put_is_paid_for():
     clock = Clock()
-    quotas, mine = Quotas(1, clock), token(0, bytes_per_second=100)
+    quotas, mine = Quotas(1, clock=clock), token(0, bytes_per_second=100)
     for _ in range(10):
         quotas.spend(mine, 10_000)
         with pytest.raises(BusyError) as error:
@@ -114,3 +114,14 @@ def test_labels_of_streams_are_bounded():
     assert len(labels) == MAX_STREAMS + 1
     assert OTHER in labels
     assert metrics.stream("s0") == "s0"
+
+
+def test_memory_of_bodies():
+    quotas = Quotas(1, 100)
+    with quotas.buffer(60):
+        with pytest.raises(BusyError), quotas.buffer(60):
+            pass
+        with quotas.buffer(40):
+            pass
+    with quotas.buffer(100):
+        pass
