@@ -148,8 +148,8 @@ def seen(
     if json:
         emit({"episode": episode, "runs": found})
         return
-    columns = ("run", "from_step", "until_step", "version")
-    columns += ("batches", "rows") if exact else ("steps_share",)
+    told = ("batches", "rows") if exact else ("steps_share",)
+    columns = ("run", "from_step", "until_step", "version", *told)
     table(columns, [tuple(row[name] for name in columns) for row in found])
     if not found:
         drawn = "drew it" if exact else "could draw it"

@@ -276,8 +276,10 @@ class Mixture:
         histories = [feed.history() for feed in self._feeds]
         found = self._current_priorities(self._step)
         told = {"priorities": [one and one.state() for one in found]} if any(found) else {}
-        told |= {"reweighed": self._counts.state()} if self._counts.state() else {}
-        return {**self._identity(), "step": self._step, "versions": histories, **told}
+        changed = self._counts.state()
+        weights = {"reweighed": changed} if changed else {}
+        position = {"step": self._step, "versions": histories}
+        return {**self._identity(), **position, **weights, **told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where a state was taken, on any number of ranks.
