@@ -35,8 +35,8 @@ async def push(request: Request, query: Annotated[PushQuery, Query()]) -> Respon
             state.quotas.check_unsealed(token, state.log.sealed_through)
             state.quotas.spend(token, len(body))
             puts = await in_thread(state, _puts, token, body)
-            wait = state.config.request_seconds
-            offset = await in_thread(state, state.log.push, puts, query.ack, wait)
+            wanted = (puts, query.ack, state.config.request_seconds)
+            offset = await in_thread(state, state.log.push, *wanted, limiter=state.pushes)
     except PenstockError as error:
         state.metrics.put_rejected.labels(error.kind).inc()
         raise

@@ -22,6 +22,7 @@ from schemas.errors import OutOfTimeError
 from schemas.puts import Put
 
 THREADS = 8
+PUSHES = 64
 Ack = Literal["received", "durable", "store"]
 _T = TypeVar("_T")
 
@@ -70,6 +71,8 @@ class ControlState:
     audit: AuditLog
     threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(THREADS))
     """How much work on the store goes on at a time."""
+    pushes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PUSHES))
+    """How many episodes wait at a time until they are safe, which may be for the next seal."""
 
 
 @dataclass

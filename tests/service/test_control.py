@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -105,6 +106,23 @@ def test_an_answer_that_waits_for_the_version(tmp_path):
         port.ask("POST", "/v1/rollouts", "push", content=body, headers=ARROW, params=query)
         found = port.ask("GET", "/v1/versions/main/episodes", params={"columns": "episode_id"})
         assert found.json()["episodes"][-1] == {"episode_id": "soon"}
+
+
+def test_those_who_wait_for_a_version_hold_up_nobody(tmp_path):
+    with service_in(tmp_path, seal_every=3600) as port:
+        sent = [body_of(episode(f"w{k}"), producer=f"actor-{k}") for k in range(12)]
+        headers = {**ARROW, "authorization": f"Bearer {port.texts['push']}"}
+        with ThreadPoolExecutor(len(sent)) as pool:
+            query = {"ack": "store"}
+            waiting = [
+                pool.submit(port.client.post, "/v1/rollouts", content=one, headers=headers,
+                            params=query) for one in sent
+            ]  # fmt: skip
+            while port.state.log.status()["unsealed_episodes"] < len(sent):
+                assert port.ask("GET", "/v1/versions").status_code == 200
+            assert not any(one.done() for one in waiting)
+            port.state.log.seal()
+            assert [one.result().status_code for one in waiting] == [200] * len(sent)
 
 
 def test_what_is_sent_again_is_kept_once(port: Port):
