@@ -56,8 +56,9 @@ class StreamConfig(Document):
     memory: int | None = Field(default=None, ge=1)
     """Budget of memory in bytes, or as a text such as `4GB`; None takes a share of what is free."""
     pictures: Literal["cache", "decode"] = "cache"
-    """Whether encoded pictures and videos are decoded once, where records are kept, or each time
-    that they are gathered, which keeps far more of them in the memory of residency `windowed`."""
+    """Whether encoded pictures are decoded once, where records are kept, or each time that they are
+    gathered, so that far more of them fit the disk (`mmap`) or the memory (`windowed`, which does
+    so with videos, too)."""
     device_memory: int | None = Field(default=None, ge=1)
     """The same of the GPU, for records that stay there."""
     prefetch: int | None = Field(default=None, ge=0, le=64)
@@ -205,12 +206,12 @@ class StreamConfig(Document):
 
     @model_validator(mode="after")
     def _windowed_is_enough(self) -> StreamConfig:
+        if self.pictures == "decode" and self.residency not in ("auto", "mmap", "windowed"):
+            raise ValueError(
+                f"pictures stay encoded in the mapped cache or the buffer of 'windowed', not in a "
+                f"copy ({self.residency!r}); use residency='mmap', or pictures='cache'"
+            )
         if self.residency != "windowed":
-            if self.pictures == "decode":
-                raise ValueError(
-                    "pictures stay encoded in the buffer of residency 'windowed' alone; use "
-                    "residency='windowed', or pictures='cache'"
-                )
             return self
         if self.sampler != "shuffle":
             raise ValueError(

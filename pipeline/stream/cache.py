@@ -33,6 +33,7 @@ from pipeline.stream.cache_index import (
     disk_errors,
     locked,
     read_index,
+    remove_records,
     write_index,
 )
 from pipeline.stream.record import WORD, RecordLayout
@@ -179,7 +180,7 @@ class PackedCache:
     ) -> dict[str, CachedBlock]:
         known, said = read_index(self.folder)  # again: another process may have filled it
         if not known:  # whoever maps a file that was here before keeps it as it is
-            self.path.unlink(missing_ok=True)
+            remove_records(self.folder)
         missing = {name: count for name, count in rows.items() if name not in known}
         start = max((block.start + block.rows for block in known.values()), default=0)
         starts = list(itertools.accumulate(missing.values(), initial=start))[: len(missing)]

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ FORMAT = 2
 LOCK = "lock"  # who fills holds it; its time of change is that of the last use
 RECORDS = "rows.bin"
 INDEX = "index.json"
+FRESH = "rows.new"  # the records that stay of a file that is written anew
+PICTURES = "pictures"  # folder of what stays encoded, a file per block
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,19 @@ def write_index(
         os.fsync(out.fileno())
     fresh.replace(folder / INDEX)
     sync_folder(folder)
+
+
+def remove_records(folder: Path) -> None:
+    """Deletes all of a cache but its lock, the index first; whoever maps its files keeps them."""
+    for name in (INDEX, FRESH, RECORDS):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / PICTURES).exists():
+        shutil.rmtree(folder / PICTURES)
+
+
+def picture_file(folder: Path, block: str) -> Path:
+    """Returns where what stays encoded of a block is kept."""
+    return folder / PICTURES / f"{block}.arrow"
 
 
 def sync_folder(folder: Path) -> None:

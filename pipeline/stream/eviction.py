@@ -15,8 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.stream.cache_index import INDEX, LOCK, RECORDS, read_index
-from pipeline.stream.forgetting import FRESH
+from pipeline.stream.cache_index import LOCK, PICTURES, RECORDS, read_index, remove_records
 from schemas.errors import DamagedCacheError
 
 
@@ -26,7 +25,7 @@ class Cached:
 
     folder: Path
     size: int
-    """Bytes of its records."""
+    """Bytes of its records, and of pictures that are encoded beside them."""
     used: float
     """When it was last filled or opened, seconds since 1970."""
     in_use: bool
@@ -50,7 +49,7 @@ def caches(root: Path) -> list[Cached]:
         with contextlib.suppress(FileNotFoundError):
             used = max(_changed(folder / LOCK), records.stat().st_mtime)
             with _alone(folder) as alone:
-                size = records.stat().st_size
+                size = sum(one.stat().st_size for one in (records, *(folder / PICTURES).glob("*")))
                 found.append(Cached(folder, size, used, not alone, _erased(folder)))
     return sorted(found, key=lambda cached: -cached.used)
 
@@ -89,9 +88,7 @@ def _delete(folder: Path) -> bool:
     """Deletes a cache unless it is used. Its lock stays: another process may be waiting for it."""
     with _alone(folder) as alone:
         if alone:
-            (folder / INDEX).unlink(missing_ok=True)  # first, so that nothing names what is gone
-            (folder / RECORDS).unlink(missing_ok=True)
-            (folder / FRESH).unlink(missing_ok=True)
+            remove_records(folder)
         return alone
 
 

@@ -17,20 +17,21 @@ from pathlib import Path
 
 from pipeline.store import layout
 from pipeline.stream.cache_index import (
+    FRESH,
     INDEX,
+    PICTURES,
     RECORDS,
     CachedBlock,
     damaged,
     disk_errors,
     locked,
+    picture_file,
     read_index,
+    remove_records,
     sync_folder,
     write_index,
 )
 from schemas.errors import DamagedCacheError, DiskFullError
-
-FRESH = "rows.new"
-"""The records that stay, while they are copied."""
 
 
 def forget_erased(caches: Path, rewritten: Collection[str]) -> int:
@@ -93,12 +94,14 @@ def _rewrite(
         with disk_errors(folder):
             moved = _copied(folder, kept, int(record["size"]))
             (folder / INDEX).unlink()
+            staying = {picture_file(folder, name) for name in kept}
+            for file in set((folder / PICTURES).glob("*")) - staying:
+                file.unlink()
             (folder / FRESH).replace(folder / RECORDS)
             sync_folder(folder)
             write_index(folder, record, moved, erased)
     except DiskFullError:  # without room for both, all of it is packed again
-        for name in (INDEX, FRESH, RECORDS):
-            (folder / name).unlink(missing_ok=True)
+        remove_records(folder)
 
 
 def _copied(folder: Path, kept: Mapping[str, CachedBlock], size: int) -> dict[str, CachedBlock]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
 from pipeline.stream.cache import Pack, PackedCache, Progress, cache_root
 from pipeline.stream.cache_index import CachedBlock
+from pipeline.stream.encoded_cache import EncodedRecords, open_pictures, write_pictures
 from pipeline.stream.fetching import read_fields, window_over
 from pipeline.stream.forgetting import forget_erased
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
-from pipeline.stream.pictures import is_picture
+from pipeline.stream.pictures import is_picture, kept_encoded
 from pipeline.stream.record import WORD, RecordLayout, pack_pieces, plan_record, with_more
 from pipeline.stream.residency import choose, pack_threads
 from pipeline.stream.returns import Sums, make_sums
@@ -61,6 +63,8 @@ class OpenVersion:
 
     windowed: WindowedRecords | None = None
     """What holds the records, if that is a few blocks at a time."""
+    encoded: EncodedRecords | None = None
+    """What decodes pictures into them, if these stay encoded in the cache."""
     device: DeviceRecords | None = None
     """A copy of the records where batches are made, if that is a device."""
 
@@ -68,13 +72,16 @@ class OpenVersion:
         """Returns records by their rows of any shape, (*rows.shape, words) int32."""
         if self.windowed is not None:
             return self.windowed.take(rows)
+        if self.encoded is not None:
+            return self.encoded.take(rows)
         # Rows are in range by construction; checking them again would cost a pass.
         found: np.ndarray = np.take(self.records, rows, axis=0, mode="clip")
         return found
 
     def has_runs(self, count: int) -> bool:
         """True if runs of so many records can be taken at once."""
-        return self.windowed is None and can_take_runs(self.records, count)
+        is_plain = self.windowed is None and self.encoded is None
+        return is_plain and can_take_runs(self.records, count)
 
     def take_runs(self, first: np.ndarray, count: int) -> np.ndarray:
         """Returns records that follow each other, (*first.shape, count, words) int32.
@@ -130,14 +137,16 @@ def open_rows(
         window = window_over(version, config, (layout, stored), numbered)
         held = _in_window(version, blocks, layout, window)
     else:
-        pack = functools.partial(_pack, version, blocks, layout)
         rows_of = {name: blocks[name].rows for name in names}
         folder = cache_root(config.cache_dir) / version.store.id / f"{specs[0]}-{layout.key}"
         erasures = version.store.erasures
         forget_erased(folder.parent, erasures.rewrites.keys())
         files = {name: erasures.resolve(blocks[name].file).key for name in names}
-        cache = PackedCache(folder, layout, verified, pack_threads(config), files)
-        held = _in_cache(cache, config, rows_of, pack, progress)
+        pack = functools.partial(_pack, version, blocks, stored, folder, list(encoded))
+        cache = PackedCache(folder, stored, verified, pack_threads(config), files)
+        form = config.model_copy(update={"residency": "mmap"}) if encoded else config
+        held = _in_cache(cache, form, rows_of, pack, progress)
+        held = _with_pictures(held, cache, layout, encoded, verify=config.verify)
     transitions = _transitions(version, config, index, held.blocks, kept)
     dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}
     added = added_fields(arrays, index, kept, dtypes)
@@ -152,6 +161,7 @@ def open_rows(
         layout=layout,
         records=held.records,
         windowed=held.windowed,
+        encoded=held.encoded,
         index=transitions,
         lacks=_lacking(held.lacks, layout, added),
         added=added,
@@ -190,6 +200,7 @@ class _Held:
     place: str
     lacks: frozenset[str]
     device: DeviceRecords | None = None
+    encoded: EncodedRecords | None = None
 
 
 def _in_cache(
@@ -214,6 +225,24 @@ def _in_cache(
         return _Held(cached, records, None, place, lacks, device)
     is_copied = choice.residency == "ram"
     return _Held(cached, lined_up(records) if is_copied else records, None, place, lacks)
+
+
+def _with_pictures(
+    held: _Held,
+    cache: PackedCache,
+    layout: RecordLayout,
+    encoded: Mapping[str, FieldSpec],
+    *,
+    verify: bool,
+) -> _Held:
+    """The same with what stays encoded beside the cache, if anything does."""
+    if not encoded:
+        return held
+    placed = sorted(held.blocks.items(), key=lambda item: item[1].start)
+    pictures = [open_pictures(cache.folder, name, encoded, verify=verify) for name, _ in placed]
+    blocks = [block for _, block in placed]
+    records = EncodedRecords(layout, held.records, blocks, pictures, list(encoded))
+    return replace(held, encoded=records, place=f"{held.place}, with pictures encoded beside it")
 
 
 def _in_window(
@@ -380,10 +409,19 @@ def _extras(layouts: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
 
 
 def _pack(
-    version: Version, blocks: Mapping[str, Block], layout: RecordLayout, name: str
+    version: Version,
+    blocks: Mapping[str, Block],
+    stored: RecordLayout,
+    folder: Path,
+    encoded: Sequence[str],
+    name: str,
 ) -> Iterator[np.ndarray]:
-    """The records of one block of the store."""
-    return pack_pieces(layout, read_fields(version, blocks[name], layout.by_name))
+    """The records of one block of the store; what stays encoded is written beside the cache."""
+    rows = read_fields(version, blocks[name], (*stored.by_name, *encoded))
+    if encoded:
+        write_pictures(folder, name, kept_encoded(rows, encoded))
+        rows = {field: values for field, values in rows.items() if field not in encoded}
+    return pack_pieces(stored, rows)
 
 
 def _lacks(

@@ -20,14 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.stream.cache_index import CachedBlock
+from pipeline.stream.owners import Owners
 from pipeline.stream.pictures import Pictures, decode_into
 from pipeline.stream.record import WORD, RecordLayout
 from schemas.errors import UsageError
 from schemas.sizes import said_bytes
-
-OWNERS = 1 << 16
-"""Entries of the table that finds the block of a row; finer ones would not stay in the cache of a
-processor."""
 
 _POOLS: weakref.WeakSet[ThreadPoolExecutor] = weakref.WeakSet()
 """All threads that fetch, of this process."""
@@ -89,9 +86,9 @@ class WindowedRecords:
         self.names = list(blocks)
         self._numbers = np.array([block.number for block in blocks.values()], np.int64)
         self._sizes = np.array([block.rows for block in blocks.values()], np.int64)
-        self._ends = np.cumsum(self._sizes)
-        self.starts = self._ends - self._sizes
-        self._bits, self._owners = _owner_table(self._ends)
+        ends = np.cumsum(self._sizes)
+        self.starts = ends - self._sizes
+        self._owners = Owners(ends)
         self._room = int(self._sizes.max(initial=1))
         self.slots, self.fetches = _slots(blocks, self._room * stored.size, room)
         self._buffer = np.empty((self.slots * self._room, stored.words), WORD)
@@ -120,7 +117,7 @@ class WindowedRecords:
         """
         self._begin()
         flat = rows.reshape(-1)
-        owner = self._owner(flat)
+        owner = self._owners.of(flat)
         needed = np.flatnonzero(np.bincount(owner, minlength=len(self.starts)))
         if len(needed) <= self.slots:
             found = self._take(flat, owner, needed.tolist())
@@ -152,13 +149,6 @@ class WindowedRecords:
         found[:, : self._stored.words] = np.take(self._buffer, place, axis=0, mode="clip")
         decode_into(self._layout, found, owner, rows - self.starts[owner], pictures, self._apart)
         return found
-
-    def _owner(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the block of each row, int64; a binary search would take longer than the rest."""
-        owner = np.take(self._owners, rows >> self._bits, mode="clip")
-        while (is_later := rows >= np.take(self._ends, owner)).any():
-            owner += is_later
-        return owner
 
     def _wait_for(self, blocks: Sequence[int]) -> dict[int, Pictures]:
         """Returns what is encoded of some blocks, once they are there."""
@@ -237,10 +227,8 @@ def _slots(blocks: Mapping[str, WindowedBlock], records: int, room: Room) -> tup
     # Those that are drawn from, and as many that come next.
     most = min(2 * room.window, len(blocks))
     fetches = max(1, min(room.fetches, most))
-    while fetches > 2 and room.memory - fetches * fetch < most * slot:
+    while fetches > 1 and room.memory - fetches * fetch < most * slot:
         fetches -= 1
-    if fetches > 1 and room.memory - fetches * fetch < least * slot:
-        fetches = 1
     slots = min(most, (room.memory - fetches * fetch) // max(slot, 1))
     if slots < least:
         raise UsageError(
@@ -251,12 +239,3 @@ def _slots(blocks: Mapping[str, WindowedBlock], records: int, room: Room) -> tup
             + "." * (slots <= 0)
         )
     return slots, fetches
-
-
-def _owner_table(ends: np.ndarray) -> tuple[int, np.ndarray]:
-    """Returns bits of a row's number to leave out, and the first block for each of the rest."""
-    rows = int(ends[-1]) if len(ends) else 0
-    bits = max(0, (rows // OWNERS).bit_length())
-    firsts = np.arange((rows >> bits) + 1) << bits
-    found = np.searchsorted(ends, firsts, side="right")
-    return bits, np.minimum(found, max(len(ends) - 1, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 
 from pipeline.store.store import Store, open_store
 from pipeline.stream import pictures
+from pipeline.stream.eviction import caches, evict
 from pipeline.stream.loader import Stream
 from pipeline.stream.pictures import Pictures, decode_into, kept_encoded
 from pipeline.stream.record import plan_record, with_more
-from schemas.errors import ConfigError, EpisodeError, UsageError
+from schemas.errors import ConfigError, DamagedCacheError, EpisodeError, UsageError
 from schemas.packed import Packed, plain
 from schemas.spec import FieldSpec
 from tests.encoded import PICTURE, camera_episode, film, points
 from tests.encoded import pictures as made_pictures
 
 FORM: dict[str, Any] = {"sampler": "shuffle", "shuffle_window": 2, "batch_size": 8, "seed": 3}
+UNIFORM: dict[str, Any] = {"sampler": "transition", "shuffle_window": 16}
 WINDOWS: dict[str, dict[str, Any]] = {
     "transitions": {},
     "stacked frames": {"frame_stack": 3},
@@ -67,7 +70,7 @@ def stream(store: Store, tmp_path: Path, **settings: Any) -> Stream:
 
 
 def flat(batch: dict[str, Any], at: str = "") -> dict[str, np.ndarray]:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name, value in batch.items():
         found.update(flat(value, f"{at}{name}/") if isinstance(value, dict) else {at + name: value})
     return found
@@ -82,6 +85,77 @@ def test_batches_are_those_of_the_decoded_cache(store: Store, tmp_path: Path, na
         assert mine.keys() == theirs.keys()
         for key in mine:
             np.testing.assert_array_equal(mine[key], theirs[key], strict=True)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_cache_of_encoded_pictures_yields_the_same(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    fields = ["observations/front", "observations/state", "actions", "extras/view"]
+    form = {**UNIFORM, **WINDOWS[name], "fields": fields}
+    if form.keys() & {"frame_stack", "window"}:
+        form["sampler"] = "episode"
+    cached = stream(store, tmp_path, residency="mmap", **form)
+    decoded = stream(store, tmp_path, pictures="decode", **form)
+    assert "with pictures encoded beside it" in decoded.describe()
+    for _ in range(2 * cached.transitions // 8):
+        mine, theirs = flat(next(decoded)), flat(next(cached))
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], theirs[key], strict=True)
+
+
+def test_encoded_pictures_are_kept_once_and_trusted_once_compared(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = {**UNIFORM, "pictures": "decode", "fields": ["observations/front", "actions"]}
+    first = stream(store, tmp_path, **form)
+    expected = next(first)["observations"]["front"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stream.source.pack_pieces", lambda *_: pytest.fail("packed again"))
+        again = next(stream(store, tmp_path, **form))["observations"]["front"]
+    np.testing.assert_array_equal(again, expected)
+    (folder,) = (tmp_path / "cache").glob("*/*")
+    (held,) = caches(tmp_path / "cache")
+    files = sorted((folder / "pictures").iterdir())
+    assert len(files) == 4
+    assert held.size == sum(one.stat().st_size for one in [folder / "rows.bin", *files])
+    data = bytearray(files[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    files[1].unlink()  # those who map it keep the old one
+    files[1].write_bytes(data)
+    with pytest.raises(DamagedCacheError, match="delete the folder"):
+        stream(store, tmp_path, **form)
+    files[1].unlink()
+    with pytest.raises(DamagedCacheError, match="delete the folder"):
+        stream(store, tmp_path, **form)
+    next(first)
+    del first
+    gc.collect()
+    assert len(evict(tmp_path / "cache")[0]) == 1
+    assert [one.name for one in folder.iterdir()] == ["lock"]
+    np.testing.assert_array_equal(
+        next(stream(store, tmp_path, **form))["observations"]["front"], expected
+    )
+
+
+def test_erased_pictures_leave_the_cache(tmp_path: Path) -> None:
+    made = open_store(tmp_path / "s", create=True)
+    made.append([camera_episode(f"a{k}", 5, seed=k) for k in range(2)])
+    made.append([camera_episode(f"b{k}", 5, seed=7 + k) for k in range(2)])
+    form = {**UNIFORM, "pictures": "decode", "fields": ["observations/front"]}
+    stream(made, tmp_path, **form)
+    gone, left = made_pictures(6, 7)[0], made_pictures(6, 8)[0]
+
+    def is_held(picture: bytes) -> bool:
+        return any(picture in file.read_bytes() for file in tmp_path.glob("cache/*/*/pictures/*"))
+
+    assert is_held(gone)
+    made.erase(["b0"])
+    made.gc(erase=True)
+    stream(open_store(tmp_path / "s"), tmp_path, **form)
+    assert not is_held(gone)
+    assert is_held(left)
 
 
 def test_far_more_chunks_fit_the_same_memory(store: Store, tmp_path: Path) -> None:
@@ -138,10 +212,13 @@ def test_a_picture_that_does_not_decode_is_named(tmp_path: Path) -> None:
         next(one)
 
 
-def test_other_residencies_decode_into_their_cache(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="residency='windowed'"):
-        stream(store, tmp_path, pictures="decode", residency="mmap")
+def test_what_cannot_stay_encoded_is_said(store: Store, tmp_path: Path) -> None:
+    for residency in ("ram", "gpu"):
+        with pytest.raises(ConfigError, match="residency"):
+            stream(store, tmp_path, pictures="decode", residency=residency)
     with pytest.raises(ConfigError, match="pictures"):
         stream(store, tmp_path, pictures="sometimes")
+    with pytest.raises(UsageError, match="video 'observations/wrist'"):
+        stream(store, tmp_path, pictures="decode", residency="mmap")
     with pytest.raises(UsageError, match="set memory= larger"):
         stream(store, tmp_path, residency="windowed", pictures="decode", memory="1kB")
