@@ -128,7 +128,9 @@ def _cut(
     def batch() -> Batch:
         if not ready:
             taken = gather()
-            ready.extend(zip(*(taken[..., a:b].unbind(0) for a, b in cuts), strict=True))
+            rows, sizes = taken.flatten(0, 1), [taken.shape[1]] * len(taken)
+            parts = (torch.unsafe_split_with_sizes(rows[..., a:b], sizes) for a, b in cuts)
+            ready.extend(zip(*parts, strict=True))
         return ready.pop()
 
     return batch
