@@ -23,6 +23,7 @@ from schemas.errors import (
 )
 from schemas.identity import digest
 from schemas.puts import Put, PutLimits, puts_of
+from tests.reliability.kernel import Call, Kernel
 from tests.service.logs import Actor, open_log, rollout, stored, waiting
 from tests.strategies import assert_same_episode
 
@@ -184,6 +185,33 @@ def test_episodes_may_grow_side_by_side(tmp_path: Path) -> None:
             assert_same_episode(found[f"e{k}"], rollout(f"e{k}", 10 + k))
         held = [p.batch for e in log._intake.episodes.ended.values() for p in e.pieces]
         assert None in held, "rows beyond the memory are let go of"
+
+
+def test_a_repeat_is_told_no_earlier_than_the_first(tmp_path: Path) -> None:
+    """Neither is a copy of the episode: nothing rests on what the disk does not have yet."""
+    with Kernel(tmp_path) as kernel, open_log(tmp_path) as log:
+        actor, other = Actor(log), Actor(log, "other")
+        gate = threading.Event()
+
+        def before(_: int, call: Call) -> int | None:
+            if call.verb == "fsync":
+                gate.wait(30)
+            return None
+
+        kernel.before = before
+        puts = actor.puts(rollout("e"))
+        first = [actor.send(put) for put in puts]
+        again = [actor.send(put) for put in puts]
+        copies = [other.send(put) for put in other.puts(rollout("e"))]
+        try:
+            for taken in (*first, *again, copies[-1]):
+                with pytest.raises(OutOfTimeError):
+                    log.wait(taken, timeout=0.001)
+        finally:
+            gate.set()
+        assert [log.wait(taken, timeout=30) for taken in again] == [first[-1].offset] * len(puts)
+        assert log.wait(copies[-1], timeout=30) > first[-1].offset
+        assert waiting(log) == ["e"]
 
 
 # -- what is refused -----------------------------------------------------------------------------

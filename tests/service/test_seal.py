@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,27 @@ def test_segments_go_once_all_in_them_is_sealed(tmp_path: Path) -> None:
         assert waiting(log) == ["late"]
         log.seal()
     assert len(stored(tmp_path)) == 12
+
+
+def test_an_episode_that_ends_during_a_seal_waits_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+        real = log._sealing.commit
+
+        def commit(*arguments: Any) -> Any:
+            done = real(*arguments)
+            actor.push(rollout("e1"))
+            return done
+
+        monkeypatch.setattr(log._sealing, "commit", commit)
+        log.seal()
+        assert waiting(log) == ["e1"]
+        monkeypatch.undo()
+        log.seal()
+    assert stored(tmp_path) == ["e0", "e1"]
 
 
 def test_puts_are_repeated_after_their_segments_are_gone(tmp_path: Path) -> None:
