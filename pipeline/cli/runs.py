@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,10 +59,10 @@ def list_runs(store: Store, json: Json = False) -> None:
         emit({"runs": {name: _documents(references) for name, references in found.items()}})
         return
     rows = [
-        (name, refs[0].created_at.isoformat(" ", "seconds"), len(refs), _named(refs[-1]))
+        (name, refs[0].created_at.isoformat(" ", "seconds"), _changes(refs), _named(refs[-1]))
         for name, refs in found.items()
     ]
-    table(("run", "began", "changes of versions", "reads last"), rows)
+    table(("run", "began", "versions read", "reads last"), rows)
 
 
 def show(store: Store, run: Run, json: Json = False) -> None:
@@ -72,9 +73,7 @@ def show(store: Store, run: Run, json: Json = False) -> None:
     if json:
         emit({"run": run, "references": _documents(found)})
         return
-    rows = [
-        (r.step, _named(r), "; ".join(_settings(stream) for stream in r.streams)) for r in found
-    ]
+    rows = [(r.step, _named(r), "; ".join(map(_settings, r.streams)) + _weights(r)) for r in found]
     table(("from step", "versions", "drawn"), rows)
 
 
@@ -162,6 +161,16 @@ def _documents(references: list[RunReference]) -> list[dict[str, Any]]:
 
 def _named(reference: RunReference) -> str:
     return ", ".join(f"{v.branch}:{v.number} ({v.id[:8]})" for v in reference.versions)
+
+
+def _changes(references: list[RunReference]) -> int:
+    versions = [reference.versions for reference in references]
+    return 1 + sum(one != two for one, two in itertools.pairwise(versions))
+
+
+def _weights(reference: RunReference) -> str:
+    mixture = reference.mixture
+    return "" if mixture is None else f"; weights {', '.join(mixture.weights)}"
 
 
 def _settings(stream: Any) -> str:

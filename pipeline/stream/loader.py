@@ -21,7 +21,7 @@ from pipeline.stream.carry import carrier, packed, unpacked
 from pipeline.stream.feed import Feed
 from pipeline.stream.output import Output
 from pipeline.stream.priorities import AllGather, Priorities, priorities_for
-from pipeline.stream.provenance import Decisions, without_run
+from pipeline.stream.provenance import Decisions, said_run, without_run
 from pipeline.stream.samplers import Draw, Drawn, sampler_named
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_spread, describe_version
@@ -348,6 +348,7 @@ class Stream:
             f"{config.world_size} takes rows {share.start} to {share.stop - 1}. "
             f"{describe_spread(opened, asked, drawn)}{describe_version(opened)}"
             f"{self._carrier.says}{self._output.describe()}"
+            f"{said_run(self.config.run, [self.config])}"
         )
 
     # -- within --------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from pipeline.stream.loader import (
 )
 from pipeline.stream.output import Output
 from pipeline.stream.priorities import AllGather, Priorities, as_array, priorities_for
-from pipeline.stream.provenance import Decisions, without_run
+from pipeline.stream.provenance import Decisions, said_run, without_run
 from pipeline.stream.samplers import Draw, Drawn
 from pipeline.stream.shares import Annealed, Counts, Mixed, Shares, exact_weight, interleave
 from pipeline.stream.source import OpenVersion
@@ -339,6 +339,7 @@ class Mixture:
             + " ".join(parts)
             + self._carrier.says
             + self._output.describe()
+            + said_run(self.run, [stream.config for stream in self.streams])
         )
 
     # -- within --------------------------------------------------------------------------------

@@ -211,6 +211,19 @@ def without_run(branch: str) -> UsageError:
     )
 
 
+def said_run(run: str | None, configs: Sequence[StreamConfig]) -> str:
+    """Says which run decides what is read, and what it follows."""
+    if run is None:
+        return ""
+    followed = dict.fromkeys(
+        f"the newest version of {config.follow} every {config.follow_every} steps"
+        for config in configs
+        if config.follow is not None
+    )
+    reads = f", and reads {' and '.join(followed)}" if followed else ""
+    return f" The run {run!r} decides the versions for all ranks{reads}."
+
+
 def settings(config: StreamConfig) -> dict[str, Any]:
     """Returns the settings that decide which rows a stream draws, as plain values."""
     return config.model_dump(mode="json", exclude=set(_PLACES), exclude_defaults=True)

@@ -329,6 +329,31 @@ def test_runs_are_listed_replayed_and_forgotten(penstock, tmp_path):
     assert penstock("replay", run, "--step", 3)[0] == 2
 
 
+def test_training_takes_settings_of_streams_and_episodes_are_counted(penstock, tmp_path):
+    store, run = tmp_path / "store", tmp_path / "run"
+    penstock("ingest", write_d4rl(tmp_path / "a.hdf5", [9, 9]), "--into", store)
+    train = ("train", "bc", "--data", store, "--batch-size", 8, "--out", run)
+    code, _, err = penstock(*train, "--steps", 4, "--stream", "sampler=shufle")
+    assert (code, "did you mean 'shuffle'" in err) == (2, True)
+    code, _, err = penstock(*train, "--steps", 4, "--stream", "shuffle")
+    assert (code, "--stream KEY=VALUE" in err) == (2, True)
+    given = ("sampler=shuffle", "follow=main", "follow_every=2")
+    stream = [word for setting in given for word in ("--stream", setting)]
+    assert penstock(*train, "--steps", 4, *stream)[0] == 0
+    rows: dict[str, int] = {}
+    for step in range(4):
+        made = as_json(penstock("replay", run, "--step", step, "--json"))
+        for name in made["episode_ids"]:
+            rows[name] = rows.get(name, 0) + 1
+    for name, count in rows.items():
+        seen = as_json(penstock("seen", store, name, "--exact", "--until-step", 4, "--json"))
+        assert sum(row["rows"] for row in seen["runs"]) == count
+    assert penstock("seen", store, name, "--exact", "--until-step", 4)[0] == 0
+    code, _, err = penstock("seen", store, name, "--exact")
+    assert (code, "--until-step" in err) == (2, True)
+    assert penstock("seen", store, name, "--until-step", 4)[0] == 2
+
+
 def test_wrong_usage_names_what_comes_nearest_or_where_to_look(penstock, tmp_path):
     for given, said in (
         (("ingest", tmp_path, "--dryrun", "--into", "s"), "did you mean --dry-run"),

@@ -104,6 +104,8 @@ def test_a_step_is_decided_by_who_comes_first(store: Store) -> None:
     assert grown.id in decided
     take(early, 29 * EVERY)
     assert early.state_dict() == late.state_dict()
+    assert "The run 'r1' decides" in early.describe()
+    assert "newest version of main every 5 steps" in early.describe()
 
 
 def test_a_state_of_a_dead_rank_reads_what_it_had_decided(store: Store) -> None:
