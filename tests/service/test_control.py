@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -85,9 +86,40 @@ def test_curation(port: Port):
     assert (neither.status_code, neither.json()["error"]["kind"]) == (400, "usage")
 
 
+def test_many_at_once(port: Port):
+    """Readers, curators and actors together: each gets its answer, nothing is lost."""
+    headers = {"authorization": f"Bearer {port.texts['admin']}"}
+
+    def work(number: int) -> set[int]:
+        ask = port.client.request
+        found = set()
+        for turn in range(2):
+            name = f"many-{number}-{turn}"
+            asked = {"ref": "main:1", "where": f"length > {turn}", "branch": f"many-{number}"}
+            body = body_of(episode(name), producer=f"many-{number}")
+            for method, path, more in (
+                ("GET", "/v1/versions/main/episodes", {}),
+                ("POST", "/v1/curate", {"json": asked}),
+                ("PUT", f"/v1/tags/{name}", {"json": {"ref": f"many-{number}"}}),
+                ("POST", "/v1/rollouts", {"content": body}),
+            ):
+                own = {**headers, **(ARROW if "content" in more else {})}
+                found.add(ask(method, path, headers=own, **more).status_code)
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set().union(*pool.map(work, range(6))) == {200}
+    port.state.log.seal()
+    names = {f"many-{number}-{turn}" for number in range(6) for turn in range(2)}
+    assert names <= set(port.store.version("main").episodes()["episode_id"].to_pylist())
+    assert names <= port.store.tags().keys()
+    assert all(len(port.store.log(f"many-{number}")) >= 2 for number in range(6))
+
+
 def test_rollouts(port: Port):
     sent = episode("pushed", 3)
-    answer = port.ask("POST", "/v1/rollouts", "push", content=body_of(sent), headers=ARROW)
+    body = body_of(sent, producer="counted:arm-1")
+    answer = port.ask("POST", "/v1/rollouts", "push", content=body, headers=ARROW)
     assert answer.status_code == 200, answer.text
     assert answer.json()["episode_id"] == "pushed"
     assert answer.json()["ack"] == "durable"
@@ -96,8 +128,12 @@ def test_rollouts(port: Port):
     stored = port.store.version("main").episode("pushed")
     assert digest(stored) == digest(sent)
     text = port.ask("GET", "/metrics").text
-    assert 'penstock_put_steps_total{stream="actor-1"} 12.0' in text
-    assert "penstock_put_ack_seconds_count 1.0" in text
+    assert 'penstock_put_steps_total{stream="counted"} 12.0' in text
+    assert f'penstock_put_bytes_total{{stream="counted"}} {float(len(body))}' in text
+    for name in ("put_ack_seconds", "wal_fsync_seconds", "wal_group_size", "commit_seconds"):
+        count = re.search(rf"^penstock_{name}_count ([0-9.]+)$", text, re.MULTILINE)
+        assert count is not None
+        assert float(count[1]) >= 1
 
 
 def test_an_answer_that_waits_for_the_version(tmp_path):

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from pipeline.service.access import RULES
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
 
-WHO = ("none", "garbage", "expired", "revoked", "push", "pull", "curate", "admin")
+WHO = ("none", "garbage", "expired", "revoked", "push", "pull", "curate", "admin", "browser")
 EXPECTED = {
     ("GET", "/healthz"): "everyone",
     ("GET", "/readyz"): "everyone",
@@ -62,9 +62,14 @@ def test_who_may_what(port: Port, method: str, path: str, who: str):
     if (method, path) == ("DELETE", "/v1/tags/{name}"):
         port.store.tag("known", "main:1")
     place = path.format(ref="main", name="known" if method == "DELETE" else f"t-{who}")
-    answer = port.ask(method, place, None if who in ("none", "garbage") else who, **more)
+    if who == "browser":  # an admin signed in
+        _, cookie = port.state.sessions.begin(port.texts["admin"])
+        said = {"origin": port.url, "cookie": f"penstock_session={cookie}"}
+        more["headers"] = {**more.get("headers", {}), **said}
+    is_token = who in port.texts
+    answer = port.ask(method, place, who if is_token else None, **more)
     allowed = EXPECTED[method, path]
-    if allowed == "everyone" or who in allowed.split():
+    if allowed == "everyone" or who in (*allowed.split(), "browser"):
         assert answer.status_code == 200, answer.text
         return
     is_known = who in ("push", "pull", "curate", "admin")
