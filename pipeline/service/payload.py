@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -21,8 +20,7 @@ _PREFIX = struct.Struct("<IIIB3x")
 """Bytes of the header, bytes of the schema, rows, whether the episode was had already."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPut:
+class StoredPut(NamedTuple):
     """A put as the log holds it."""
 
     header: dict[str, Any]
@@ -65,7 +63,7 @@ def decode(payload: bytes | memoryview) -> StoredPut:
     try:
         text, schema, rows, is_copy = _PREFIX.unpack_from(data)
         begun = _PREFIX.size
-        header = json.loads(bytes(data[begun : begun + text]))
+        header = json.loads(str(data[begun : begun + text], "utf-8"))
         begun += _padded(text)
         after = begun + _padded(schema)
         return StoredPut(header, rows, bool(is_copy), data[begun : begun + schema], data[after:])

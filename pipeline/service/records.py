@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import google_crc32c
 import pyarrow as pa
@@ -43,9 +42,8 @@ class Kind(IntEnum):
     """An episode that will not be ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A whole record, as it was read."""
+class Record(NamedTuple):
+    """A whole record, as it was read; a restart makes very many, and tuples are made fast."""
 
     offset: int
     kind: Kind

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.service.records import (
     ALIGNMENT,
@@ -33,8 +34,7 @@ _MOST_BUFFERS = 1024
 """What the kernel takes in one call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a record's payload is."""
 
     segment: int

@@ -17,7 +17,7 @@ from tests.reliability.test_kills import drained
 from tests.service import killed_log
 from tests.service.logs import store_at
 
-KILLS = size(12, 500)
+KILLS = size(8, 500)
 
 
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.service import recover
+from pipeline.service.intake import Hooks
+from pipeline.service.producers import Producers
+from pipeline.service.records import Kind, checksum, header, padding
 from pipeline.service.rollout_log import RolloutLog
 from pipeline.service.seal import Sealing, source_name
+from pipeline.service.segments import Segments
 from schemas.episode import Episode
 from schemas.errors import (
     DamagedLogError,
     DiskFullError,
+    LogFailedError,
     SpecMismatchError,
     TransientError,
     UsageError,
@@ -94,6 +101,39 @@ def test_an_old_copy_of_a_log_is_told(tmp_path: Path) -> None:
         path.unlink()
     segment.write_bytes(old)
     with pytest.raises(DamagedLogError, match="an old copy"):
+        open_log(tmp_path)
+
+
+def test_segments_of_two_logs_are_told(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        Actor(log).push(rollout("e0"))
+        following = log.status()["durable_offset"] + 1
+    segments = Segments(tmp_path / "wal")
+    segments.begin(following)
+    says = recover.segment_payload("other", -1, Producers())
+    crc = checksum([says])
+    segments.write([header(Kind.SEGMENT, len(says), following, 0, crc), says, padding(len(says))])
+    segments.sync()
+    segments.close()
+    with pytest.raises(DamagedLogError, match="came those of several"):
+        open_log(tmp_path)
+
+
+def test_a_begin_that_is_missing_is_told(tmp_path: Path) -> None:
+    with open_log(tmp_path, segment_bytes=1500) as log:
+        Actor(log).push(rollout("e0"))
+    first, *rest = sorted((tmp_path / "wal").iterdir())
+    assert rest
+    first.unlink()
+    with pytest.raises(DamagedLogError, match="Expected the begin of the episode 'e0'"):
+        open_log(tmp_path)
+
+
+def test_a_log_of_another_format_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(recover, "FORMAT", 99)
+        open_log(tmp_path).close()
+    with pytest.raises(DamagedLogError, match="of format 1, came 99"):
         open_log(tmp_path)
 
 
@@ -270,6 +310,56 @@ def test_a_store_that_fails_keeps_nothing_from_the_log(tmp_path: Path) -> None:
         assert done is not None
         assert done.episodes == 2
     assert stored(tmp_path) == ["e0", "e1"]
+
+
+def test_the_sealer_tries_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Kernel(tmp_path) as kernel, open_log(tmp_path, seal_every=0.01) as log:
+        failed = threading.Event()
+
+        def before(_: int, call: Call) -> int | None:
+            if call.path.startswith("store/") and call.verb == "create":
+                failed.set()
+                raise OSError(errno.EIO, "broken")
+            return None
+
+        kernel.before = before
+        offset = Actor(log).push(rollout("e0"))
+        assert failed.wait(30)
+        kernel.before = None
+        log.wait_sealed(offset, 30)
+    assert stored(tmp_path) == ["e0"]
+    assert "they stay in the log" in caplog.text
+
+
+def test_a_log_that_failed_says_so_to_all(tmp_path: Path) -> None:
+    told: list[LogFailedError] = []
+    with Kernel(tmp_path) as kernel:
+        log = RolloutLog(store_at(tmp_path), config(tmp_path), Hooks(failed=told.append))
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+
+        def before(_: int, call: Call) -> int | None:
+            if call.verb == "fsync" and call.path.startswith("wal/"):
+                raise OSError(errno.EIO, "broken")
+            return None
+
+        kernel.before = before
+        last = actor.send(actor.puts(rollout("e1"))[0])
+        for wait in (
+            lambda: log.wait(last, timeout=30),
+            lambda: log.wait_durable(last.offset, 30),
+            lambda: log.wait_sealed(last.offset, 30),
+            log.check,
+            lambda: Actor(log, "b").push(rollout("e2")),
+        ):
+            with pytest.raises(LogFailedError):
+                wait()
+        assert len(told) == 1
+        assert log.status()["failure"]
+        kernel.before = None
+        log.close()
+    with open_log(tmp_path) as log:
+        assert "e0" in waiting(log)
 
 
 def test_a_full_disk_is_refused_and_left_behind(tmp_path: Path) -> None:
