@@ -391,3 +391,31 @@ def expire_all_but_the_last(store: Store) -> None:
     store.expire(before=store.version().number)
     for _ in range(3):
         store.gc(dt.timedelta(0))
+
+
+def test_annealed_weights_are_read_again(store: Store) -> None:
+    def annealed() -> Mixture:
+        return mixed(store, run="r1", anneal=(30, 0.9, 0.1))
+
+    drawn = take(annealed(), 40)
+    assert named_rows(take(annealed(), 40)) == named_rows(drawn)
+    with pytest.raises(ConfigError, match="another run name"):
+        mixed(store, run="r1", anneal=(30, 0.9, 0.2))
+    found = seen.drew(store, "e3", until_step=40)
+    assert sum(row["rows"] for row in found) == counted(drawn, "e3")[1]
+
+
+def test_workers_of_a_data_loader_read_what_is_decided(store: Store) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    made = following(store, framework="torch", episode_ids=False, run="w1")
+    loader = data.DataLoader(made.as_iterable_dataset(steps=200), batch_size=None, num_workers=2)
+    drawn = []
+    for number, batch in enumerate(loader):
+        if number == 3:
+            store.append(made_episodes(range(30, 50)))
+        drawn.append(batch["indices"].numpy())
+    assert len(drawn) == 200
+    assert len({one.versions for one in runs.references(store.catalog, "w1")}) == 2
+    replay = following(store, run="w1")
+    for indices, again in zip(drawn, replay, strict=False):
+        np.testing.assert_array_equal(indices, again["indices"])
