@@ -25,7 +25,7 @@ test: $(READY)
 # The fault programme in full: crash states, kill -9, failing system calls, model, mutants.
 test-reliability: $(READY)
 	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 1200 \
-		tests/reliability tests/store/test_maintenance_*.py
+		tests/reliability tests/store/test_maintenance_*.py tests/service/test_log_*.py
 
 # What the formats' own libraries make of our files, in environments of their own (gigabytes).
 conformance: $(READY)
