@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.service.group_commit import Pending
+from pipeline.service.pending import Pending
 from pipeline.service.segments import Place
 from schemas.errors import ResendError, TooLargeError
 from schemas.puts import PutLimits

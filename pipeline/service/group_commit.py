@@ -17,17 +17,15 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as OutOfTime
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.service.pending import Pending
 from pipeline.service.records import (
     HEADER_BYTES,
     MAX_PAYLOAD,
     Bytes,
     Kind,
-    checksum,
     header,
     padding,
     record_bytes,
@@ -37,8 +35,6 @@ from schemas.errors import (
     BusyError,
     DiskFullError,
     LogFailedError,
-    OutOfTimeError,
-    PenstockError,
     TooLargeError,
 )
 
@@ -47,70 +43,6 @@ GROUP_BYTES = 16 << 20
 """What one group holds at most, unless a single record is larger."""
 QUEUE_BYTES = 256 << 20
 """What may wait to be written."""
-
-
-class Pending:
-    """A record on its way to the disk."""
-
-    __slots__ = (
-        "_future",
-        "is_refused",
-        "kind",
-        "length",
-        "offset",
-        "parts",
-        "payload_crc",
-        "place",
-    )
-
-    def __init__(self, kind: Kind, parts: Sequence[Bytes]) -> None:
-        self.kind = kind
-        self.parts: Sequence[Bytes] = parts
-        self.length = sum(memoryview(part).nbytes for part in parts)
-        self.payload_crc = checksum(parts)
-        self.offset = -1
-        self.place: Place | None = None
-        """Where it is, once it is written."""
-        self.is_refused = False
-        self._future: Future[int] = Future()
-
-    @property
-    def is_durable(self) -> bool:
-        """True once it would outlive a crash."""
-        return self._future.done() and self._future.exception() is None
-
-    def result(self, timeout: float | None = None) -> int:
-        """Returns the record's offset once it is durable.
-
-        Args:
-            timeout: seconds to wait.
-
-        Raises:
-            DiskFullError: if there was no room for it.
-            LogFailedError: if the log failed.
-            OutOfTimeError: if it takes longer; it may become durable yet.
-        """
-        try:
-            return self._future.result(timeout)
-        except OutOfTime:
-            raise OutOfTimeError(
-                f"Expected the log to be written within {timeout} s, it was not; ask again."
-            ) from None
-
-    def add_done_callback(self, call: Callable[[Pending], None]) -> None:
-        """Calls back once the record is durable or never will be; from the log's own thread."""
-        self._future.add_done_callback(lambda _: call(self))
-
-    def settle(self, error: PenstockError | None) -> None:
-        """Tells whoever waits."""
-        self.parts = ()
-        try:
-            if error is None:
-                self._future.set_result(self.offset)
-            else:
-                self._future.set_exception(error)
-        except InvalidStateError:
-            return
 
 
 @dataclass(frozen=True)

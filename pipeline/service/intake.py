@@ -18,7 +18,8 @@ import pyarrow as pa
 from pipeline.service import payload
 from pipeline.service.admission import Admission
 from pipeline.service.assemble import Growing, Piece
-from pipeline.service.group_commit import GroupCommit, Pending, Written
+from pipeline.service.group_commit import GroupCommit, Written
+from pipeline.service.pending import Pending
 from pipeline.service.reading import digest_of, episode_of_pieces
 from pipeline.service.records import Bytes, Kind, record_bytes
 from pipeline.service.recover import Recovered, segment_payload

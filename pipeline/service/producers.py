@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.service.group_commit import Pending
+from pipeline.service.pending import Pending
 from schemas.errors import ResendError
 
 KEEP = 10_000

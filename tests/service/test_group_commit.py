@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.service.group_commit import GroupCommit, Pending, Written
+from pipeline.service.group_commit import GroupCommit, Written
+from pipeline.service.pending import Pending
 from pipeline.service.records import MAX_PAYLOAD, Kind
 from pipeline.service.segments import Segments
 from schemas.errors import DiskFullError, LogFailedError, OutOfTimeError, TooLargeError

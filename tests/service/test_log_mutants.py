@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.service import intake, records, rollout_log, segments
 from pipeline.service.assemble import Episodes
-from pipeline.service.group_commit import GroupCommit, Pending
+from pipeline.service.group_commit import GroupCommit
 from pipeline.service.intake import Intake, Taken
+from pipeline.service.pending import Pending
 from pipeline.service.producers import Producers
 from pipeline.service.segments import Segments
 from pipeline.store.disk import Disk
