@@ -199,6 +199,25 @@ def test_what_is_asked_for_is_made_once_and_in_order() -> None:
     assert Ahead(0).take(5, lambda step: (1, step), lambda: make) == 5
 
 
+def test_after_a_drop_nothing_is_being_made() -> None:
+    begun, ended = [], []
+
+    def make(step: int) -> tuple[int, int]:
+        begun.append(step)
+        time.sleep(0.05)
+        ended.append(step)
+        return 1, step
+
+    ahead: Ahead[int] = Ahead(3)
+    assert ahead.take(0, make, lambda: make) == 0
+    while len(begun) < 2:
+        time.sleep(0.001)
+    ahead.drop()
+    assert ended == begun
+    ahead.close()
+    assert ended == begun
+
+
 # -- the thread's life -------------------------------------------------------------------------
 
 
