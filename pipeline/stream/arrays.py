@@ -19,10 +19,13 @@ class Arrays:
     """Returns an array of a floating-point NumPy dtype by its name."""
     move: Callable[[Any, Sequence[int], Sequence[int]], Any]
     """As `numpy.moveaxis`."""
+    host: Callable[[Any], np.ndarray | None]
+    """Returns a view of an array as NumPy's; None where it is on another device."""
 
 
 NUMPY = Arrays(
     put=lambda array, _: array,
+    host=lambda array: array,
     cast=lambda array, dtype: array.astype(dtype, copy=False),
     move=np.moveaxis,
 )

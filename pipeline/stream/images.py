@@ -127,9 +127,33 @@ class Image:
         # Beyond the edge the nearest pixel stands in: what padding by repetition would show.
         rows = np.clip(drawn[0][:, None] + np.arange(h), 0, height - 1)
         columns = np.clip(drawn[1][:, None] + np.arange(w), 0, width - 1)
+        held = arrays.host(images)
+        if held is not None:
+            return arrays.put(_cut_each(held, rows, columns), images)
         each = np.arange(len(rows))[:, None, None]
         where = (each, rows[:, :, None], columns[:, None, :])
         return images[tuple(arrays.put(part, images) for part in where)]
+
+
+def _cut_each(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Cuts one image after the other, which a processor does several times as fast as by index.
+
+    Args:
+        images: (B, H, W, ...).
+        rows: (B, h) int64, not falling.
+        columns: (B, w) int64, not falling.
+    """
+    shape = (len(images), rows.shape[1], columns.shape[1], *images.shape[3:])
+    found = np.empty(shape, images.dtype)
+    for image, cut, y, x in zip(images, found, rows, columns, strict=True):
+        lines = image[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+        # How often the edge is repeated, before and after.
+        top, left = np.count_nonzero(y == y[0]) - 1, np.count_nonzero(x == x[0]) - 1
+        bottom, right = top + len(lines), left + lines.shape[1]
+        cut[top:bottom, left:right] = lines
+        cut[:top, left:right], cut[bottom:, left:right] = lines[:1], lines[-1:]
+        cut[:, :left], cut[:, right:] = cut[:, left : left + 1], cut[:, right - 1 : right]
+    return found
 
 
 def offsets(words: np.ndarray, image: Image) -> Offsets:

@@ -23,6 +23,10 @@ def _move(tensor: torch.Tensor, before: Sequence[int], after: Sequence[int]) -> 
     return torch.movedim(tensor, tuple(before), tuple(after))
 
 
+def _host(tensor: torch.Tensor) -> np.ndarray | None:
+    return tensor.numpy() if tensor.device.type == "cpu" else None
+
+
 _DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 
-TORCH = Arrays(put=_put, cast=_cast, move=_move)
+TORCH = Arrays(put=_put, cast=_cast, move=_move, host=_host)

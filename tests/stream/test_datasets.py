@@ -19,7 +19,7 @@ from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
 from schemas.episode import Episode
 from schemas.errors import ConfigError, UsageError
-from tests.stream.conftest import ENDS, made_episode
+from tests.stream.conftest import ENDS, made_episode, made_episodes
 from tests.stream.references import Place, Reference, take
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -131,6 +131,18 @@ def test_batches_of_several_versions_go_on_in_workers(store: Store) -> None:
     made.load_state_dict(start)
     dataset = made.as_iterable_dataset()
     assert_same(take(batches(dataset, 4), 12), take(made, 12))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_read_what_the_run_decides(store: Store, workers: int) -> None:
+    form: dict[str, Any] = {"batch_size": 8, "run": "r", "follow": "main", "follow_every": 10}
+    loader = batches(Stream(store.version(), **form).as_iterable_dataset(), workers)
+    found = take(loader, 40)
+    store.append(made_episodes(range(100, 120), seed=4))
+    found += take(loader, 260)
+    again = Stream(store.version(), **form)  # reads what was decided
+    assert_same(found, take(again, 300))
+    assert len(again.state_dict()["versions"]) == 2
 
 
 @pytest.mark.usefixtures("quick_ends")
