@@ -213,7 +213,7 @@ class RolloutLog:
                 self._intake.record_seal(through).result()
             except DiskFullError:
                 self._free_segments()  # the commit says it, too, and this makes room
-                raise
+                self._intake.record_seal(through).result()
             self._free_segments()
             self._on_sealed(done, time.perf_counter() - begun)
             return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from schemas.errors import (
 )
 from schemas.identity import digest
 from tests.reliability.kernel import Call, Kernel
+from tests.reliability.sizes import size
 from tests.service.logs import Actor, config, open_log, rollout, store_at, stored, waiting
 from tests.store.makers import quarantined
 from tests.strategies import assert_same_episode
@@ -135,6 +137,34 @@ def test_a_log_of_another_format_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         open_log(tmp_path).close()
     with pytest.raises(DamagedLogError, match="of format 1, came 99"):
         open_log(tmp_path)
+
+
+def test_a_changed_segment_is_told_or_does_no_harm(tmp_path: Path) -> None:
+    """Bits of a log are changed: an error of ours, or what was sent, as far as it goes."""
+    with open_log(tmp_path, segment_bytes=2000) as log:
+        actor = Actor(log)
+        for number in range(3):
+            actor.push(rollout(f"e{number}", 4))
+        actor.begin(rollout("open"))
+    kept = {path: path.read_bytes() for path in (tmp_path / "wal").iterdir()}
+    rng = random.Random(0)
+    told = 0
+    for _ in range(size(60, 3000)):
+        for path in (tmp_path / "wal").iterdir():
+            path.unlink()
+        chosen = rng.choice(list(kept))
+        for path, data in kept.items():
+            changed = bytearray(data)
+            if path == chosen:
+                changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            path.write_bytes(changed)
+        try:
+            with open_log(tmp_path) as log, log.tail() as tail:
+                for _, one in tail.episodes():
+                    assert digest(one) == digest(rollout(one.episode_id, 4))
+        except DamagedLogError:
+            told += 1
+    assert told > 10
 
 
 def test_segments_go_once_all_in_them_is_sealed(tmp_path: Path) -> None:
@@ -360,6 +390,26 @@ def test_a_log_that_failed_says_so_to_all(tmp_path: Path) -> None:
         log.close()
     with open_log(tmp_path) as log:
         assert "e0" in waiting(log)
+
+
+def test_a_seal_makes_the_room_that_its_record_needs(tmp_path: Path) -> None:
+    with Kernel(tmp_path) as kernel, open_log(tmp_path, segment_bytes=2000) as log:
+        Actor(log).push(rollout("e0"))
+        before = log.status()["log_bytes"]
+
+        def full(_: int, call: Call) -> int | None:
+            is_freed = any(done.verb == "unlink" and "wal" in done.path for done in kernel.trace)
+            if call.path.startswith("wal/") and call.verb == "write" and not is_freed:
+                raise OSError(errno.ENOSPC, "full")
+            return None
+
+        kernel.before = full
+        done = log.seal()
+        assert done is not None
+        assert done.episodes == 1
+        assert log.status()["log_bytes"] < before
+    with open_log(tmp_path) as log:
+        assert waiting(log) == []
 
 
 def test_a_full_disk_is_refused_and_left_behind(tmp_path: Path) -> None:
