@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -68,9 +69,11 @@ def test_what_was_taken_is_the_state(store: Store, workers: int) -> None:
 
 
 @pytest.fixture
-def quick_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Loaders wait five seconds for workers that raised, unless told otherwise."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    yield
+    gc.collect()  # the loaders that the errors hold
 
 
 @pytest.mark.usefixtures("quick_ends")
@@ -208,7 +211,8 @@ def test_samplers_of_a_data_loader_draw_from_it(store: Store, workers: int) -> N
     numbers = torch.searchsorted(everything["indices"], places)
     joined = torch.cat([batch["next_observations"] for batch in found])
     assert torch.equal(joined, everything["next_observations"][numbers])
-    assert itertools.chain.from_iterable(b["episode_ids"] for b in found)
+    ids = list(itertools.chain.from_iterable(batch["episode_ids"] for batch in found))
+    assert ids == everything["episode_ids"][numbers.numpy()].tolist()
     # A batch at once, without a row of its own for each number.
     whole = BatchSampler(range(len(dataset)), 20, drop_last=False)
     direct = DataLoader(dataset, batch_size=None, sampler=whole, num_workers=workers)
