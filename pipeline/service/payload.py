@@ -11,6 +11,7 @@ import struct
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from pydantic_core import from_json
 
 from pipeline.service.records import ALIGNMENT, Bytes
 from schemas.errors import DamagedLogError
@@ -63,7 +64,7 @@ def decode(payload: bytes | memoryview) -> StoredPut:
     try:
         text, schema, rows, is_copy = _PREFIX.unpack_from(data)
         begun = _PREFIX.size
-        header = json.loads(str(data[begun : begun + text], "utf-8"))
+        header = from_json(bytes(data[begun : begun + text]))
         begun += _padded(text)
         after = begun + _padded(schema)
         return StoredPut(header, rows, bool(is_copy), data[begun : begun + schema], data[after:])
