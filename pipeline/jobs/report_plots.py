@@ -175,14 +175,6 @@ class Plots:
             axes.set_xlabel("measurement")
             return self._svg(figure, alt)
 
-    def picture(self, pixels: np.ndarray) -> bytes:
-        """Returns (H, W, 3) uint8 as PNG."""
-        from matplotlib.image import imsave  # noqa: PLC0415 (an optional extra)
-
-        sink = io.BytesIO()
-        imsave(sink, pixels, format="png")
-        return sink.getvalue()
-
     def _axes(self, width: float, height: float) -> tuple[Any, Any]:
         figure = self._figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()

@@ -15,7 +15,6 @@ import pytest
 
 from pipeline.jobs.measure import measure_version
 from pipeline.jobs.report_data import MAX_LISTED, gather
-from pipeline.jobs.report_episodes import _side_by_side, _thumb
 from pipeline.jobs.report_page import MARK, write_report
 from pipeline.jobs.report_plots import MAX_POINTS, Plots
 from pipeline.store.store import open_store
@@ -23,6 +22,7 @@ from schemas.episode import Episode
 from schemas.errors import FilterError, MissingExtraError, NotFoundError, UsageError
 from schemas.metrics import MeasureConfig
 from schemas.packed import Packed
+from schemas.thumbnails import side_by_side, thumbnail
 from tests.encoded import PICTURE, camera_episode
 from tests.episodes import episode
 
@@ -354,13 +354,13 @@ def test_a_link_in_the_place_of_the_page_is_not_followed(measured, tmp_path):
 
 def test_thumbnails_are_bounded_and_keep_their_brightness():
     big = np.full((480, 640, 4), 200, np.uint8)
-    assert _thumb(big).shape == (80, 106, 3)
-    assert (_thumb(big) == 200).all()
-    assert _thumb(np.zeros((16, 24), np.uint8)).shape == (32, 48, 3)
+    assert thumbnail(big).shape == (80, 106, 3)
+    assert (thumbnail(big) == 200).all()
+    assert thumbnail(np.zeros((16, 24), np.uint8)).shape == (32, 48, 3)
     depth = np.array([[1000, 3000]], np.uint16)
-    assert sorted(set(_thumb(depth).ravel().tolist())) == [0, 255]
-    assert _thumb(np.zeros((1, 50_000, 3), np.uint8)).shape[1] <= 112
-    row = _side_by_side([np.zeros((4, 6, 3), np.uint8), np.ones((8, 5, 3), np.uint8)])
+    assert sorted(set(thumbnail(depth).ravel().tolist())) == [0, 255]
+    assert thumbnail(np.zeros((1, 50_000, 3), np.uint8)).shape[1] <= 112
+    row = side_by_side([np.zeros((4, 6, 3), np.uint8), np.ones((8, 5, 3), np.uint8)])
     assert row.shape == (8, 15, 3)
 
 
