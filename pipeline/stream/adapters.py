@@ -9,11 +9,11 @@ from schemas.errors import missing_extra
 
 if TYPE_CHECKING:
     from pipeline.stream.datasets import StreamDataset, TransitionDataset
+    from pipeline.stream.endless import Endless
     from pipeline.stream.loader import Stream
-    from pipeline.stream.mixture import Mixture
 
 
-def iterable_dataset(stream: Stream | Mixture, steps: int | None) -> StreamDataset:
+def iterable_dataset(stream: Endless, steps: int | None) -> StreamDataset:
     """Returns `datasets.StreamDataset`; errors are its own.
 
     Raises:

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from pipeline.stream.endless import Endless
     from pipeline.stream.loader import Stream
-    from pipeline.stream.mixture import Mixture
 
 _OFFSET, _LOADS = 0, 1
 _BY_NUMBER = ("transition", "length_proportional", "window")
@@ -40,11 +40,11 @@ class StreamDataset(IterableDataset[Any]):
         UsageError: for the sampler `prioritised`, which is told of each batch.
     """
 
-    def __init__(self, stream: Stream | Mixture, steps: int | None = None) -> None:
+    def __init__(self, stream: Endless, steps: int | None = None) -> None:
         super().__init__()
         if steps is not None and steps < 1:
             raise UsageError(f"Expected at least 1 step per iteration, came {steps}.")
-        self._stream: Stream | Mixture = stream.every()
+        self._stream = stream.every()
         self._stream.state_dict()  # what it has to read once is read before there are workers
         self._steps = steps
         # Shared, so that workers that outlive an iteration see it move.

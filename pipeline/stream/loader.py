@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from weakref import WeakSet
@@ -13,26 +12,24 @@ import numpy as np
 from pipeline.store.reader import Version
 from pipeline.store.store import open_version
 from pipeline.stream import plan
-from pipeline.stream.adapters import iterable_dataset, map_dataset
-from pipeline.stream.ahead import Ahead, Make
-from pipeline.stream.batches import Batch, draw, gathered_at_once, split_batches
+from pipeline.stream.adapters import map_dataset
+from pipeline.stream.batches import draw, gathered_at_once, split_batches
 from pipeline.stream.cache import Progress
-from pipeline.stream.carry import carrier, packed, unpacked
+from pipeline.stream.carry import packed, unpacked
+from pipeline.stream.endless import STATE_FORMAT, Endless
 from pipeline.stream.feed import Feed
-from pipeline.stream.output import Output
-from pipeline.stream.priorities import AllGather, Priorities, priorities_for
+from pipeline.stream.priorities import AllGather, Priorities, gathering, priorities_for
 from pipeline.stream.provenance import Decisions, said_run, without_run
 from pipeline.stream.samplers import Draw, Drawn, sampler_named
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_spread, describe_version
-from schemas.errors import ConfigError, UsageError
+from schemas.errors import UsageError
 from schemas.stream import Framework, Precision, Residency, StreamConfig, stream_config
 from schemas.transforms import FieldStatistics
 
 if TYPE_CHECKING:
-    from pipeline.stream.datasets import StreamDataset, TransitionDataset
+    from pipeline.stream.datasets import TransitionDataset
 
-STATE_FORMAT = 1
 _Gathered = tuple[OpenVersion, Any]
 """A version, and what a carrier sent of it."""
 
@@ -45,7 +42,7 @@ class Follower(Protocol):
         ...
 
 
-class Stream:
+class Stream(Endless):
     """Minibatches of a version, endlessly; what iterates can stop and resume exactly.
 
     A batch is a mapping: `observations, actions, rewards, next_observations, terminated,
@@ -108,7 +105,7 @@ class Stream:
         progress: Progress | None = None,
         **settings: Any,
     ) -> None:
-        self.config = stream_config(
+        config = stream_config(
             {
                 **settings,
                 "sampler": sampler,
@@ -128,35 +125,14 @@ class Stream:
                 "verify": verify,
             }
         )
-        sampler_named(self.config.sampler)
-        self._carrier = carrier(self.config)
-        self._ahead: Ahead[_Gathered] = Ahead(self.config.ahead)
+        sampler_named(config.sampler)
         version = data if isinstance(data, Version) else open_version(str(data))
-        self.feed = Feed(version, self.config, progress)
-        run = self.config.run
-        self._decisions = None if run is None else Decisions(run, [self.feed], [self.config])
+        feeds = [Feed(version, config, progress)]
+        decisions = None if config.run is None else Decisions(config.run, feeds, [config])
+        super().__init__(config, feeds, decisions, config.ahead)
         self.mixtures: WeakSet[Follower] = WeakSet()
         """Mixtures that this stream is part of."""
-        self._output = Output.of(self.config, [self.feed.at(0)])
-        self._step, self._stride = 0, 1
-        self._ready: list[Batch] = []  # gathered batches, the next one last
         self._priorities: Priorities | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if not self._ready:
-            self._ready = self._take()
-        batch, step = self._ready.pop(), self._step
-        self._step += self._stride
-        return batch if self._output.is_plain else self._output(batch, step)
-
-    def __copy__(self) -> Self:
-        # By attributes: `__reduce__` is for other processes, and opens everything anew.
-        made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        return made
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process maps the cache itself: neither records nor a copy of them travel.
@@ -168,25 +144,16 @@ class Stream:
     def every(self, stride: int = 1, first: int = 0) -> Self:
         """Returns a stream of its own that yields every so many of this one's next batches.
 
-        Args:
-            stride: from one batch to the one that is yielded next.
-            first: how many are left out before.
-
-        Raises:
-            UsageError: for the sampler `prioritised`, which is told of each batch.
+        Arguments and errors are those of `Endless.every`.
         """
-        check_known_ahead([self.config])
-        made = copy.copy(self)
-        made.feed, made.mixtures = copy.copy(self.feed), WeakSet()
-        made._ready, made._ahead = [], Ahead(self.config.ahead)
-        made._carrier = carrier(self.config)
-        made._step, made._stride = self._step + first * self._stride, self._stride * stride
+        made = super().every(stride, first)
+        made.mixtures = WeakSet()
         return made
 
     @property
-    def step(self) -> int:
-        """Number of the next global batch."""
-        return self._step
+    def feed(self) -> Feed:
+        """The versions that this reads, step by step."""
+        return self._feeds[0]
 
     @property
     def version(self) -> Version:
@@ -218,9 +185,7 @@ class Stream:
         if self._decisions is not None:
             self._ahead.drop()  # a thread that decides must see all of a change or none
         if self.feed.follow(self._step, version, keep=self._decisions is not None):
-            self._forget()
-            if self._decisions is not None:
-                self._decisions.change(self._step)
+            self._change()
         for mixture in self.mixtures:
             mixture.follow_stream(self, version)
 
@@ -246,16 +211,6 @@ class Stream:
             )
         found.update(indices, priorities, gathering(all_gather, self.config.world_size))
 
-    def close(self) -> None:
-        """Ends the thread that makes batches ahead, if there is one; `next` begins it again."""
-        self._ahead.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # -- for other programs --------------------------------------------------------------------
 
     def rows(self, numbers: np.ndarray) -> Any:
@@ -270,18 +225,6 @@ class Stream:
         batch = split_batches(found, self._carrier.split)[0]
         return batch if self._output.is_plain else self._output(batch, self._step)
 
-    def as_iterable_dataset(self, steps: int | None = None) -> StreamDataset:
-        """Returns the batches from here on as a dataset for `DataLoader(..., batch_size=None)`.
-
-        Args:
-            steps: batches of an iteration; None goes on without end.
-
-        Raises:
-            UsageError: for the sampler `prioritised`, which is told of each batch.
-            MissingExtraError: if torch is not installed.
-        """
-        return iterable_dataset(self, steps)
-
     def as_map_dataset(self) -> TransitionDataset:
         """Returns what is drawn from, by number, for a `DataLoader` with a sampler of its own.
 
@@ -293,21 +236,6 @@ class Stream:
         return map_dataset(self)
 
     # -- state ---------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns where the stream is, as plain numbers, texts and lists."""
-        return {**self._position(), **self._output.state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where a state was taken, on any number of ranks.
-
-        Raises:
-            ConfigError: if the state is of a stream with another order.
-            NotFoundError: if the store no longer has a version.
-        """
-        check_identity(self._identity(), state)
-        self._output.load(state)
-        self._load_position(state)
 
     def _position(self) -> dict[str, Any]:
         priorities = self._current_priorities()
@@ -353,13 +281,8 @@ class Stream:
 
     # -- within --------------------------------------------------------------------------------
 
-    def _take(self) -> list[Batch]:
-        """The next gather as batches, the first of them last."""
-        opened, sent = self._ahead.take(self._step, self._gather, self._begin)
-        found = unpacked(opened, self._carrier.receive(sent))
-        batches = split_batches(found, self._carrier.split)
-        batches.reverse()
-        return batches
+    def _sources(self) -> list[StreamConfig]:
+        return [self.config]
 
     def _gather(self, step: int) -> tuple[int, _Gathered]:
         config, opened = self.config, self.feed.at(step)
@@ -377,17 +300,9 @@ class Stream:
         steps = len(drawn.numbers) * self._stride
         return steps, (opened, self._carrier.send(packed(opened, drawn)))
 
-    def _begin(self) -> Make[_Gathered]:
-        """What gathers in a thread: a copy, as that must neither hold this stream nor move it."""
-        apart = copy.copy(self)
-        apart.feed = copy.copy(self.feed)
-        apart._ahead, apart._carrier = Ahead(0), carrier(self.config)
-        return apart._gather
-
-    def _forget(self) -> None:
-        """Drops what was gathered, as other batches are next."""
-        self._ready = []
-        self._ahead.drop()
+    def _received(self, gathered: _Gathered) -> Mapping[str, Any]:
+        opened, sent = gathered
+        return unpacked(opened, self._carrier.receive(sent))
 
     def _asked(self, opened: OpenVersion, step: int, steps: int) -> Draw:
         size = self.config.batch_size
@@ -411,59 +326,4 @@ def _reopened(
     stride: int,
 ) -> Stream:
     """A stream as it was in another process."""
-    made = Stream(version, **settings)
-    made._output.know(known)
-    made._load_position(position)
-    made._stride = stride
-    return made
-
-
-def check_known_ahead(configs: Iterable[StreamConfig]) -> None:
-    """Refuses streams whose order depends on what they are told.
-
-    Raises:
-        UsageError: if one is drawn by priorities.
-    """
-    if any(config.sampler == "prioritised" for config in configs):
-        raise UsageError(
-            "Expected samplers whose order is known ahead, came 'prioritised'; iterate the stream "
-            "itself."
-        )
-
-
-def gathering(all_gather: AllGather | None, world_size: int) -> AllGather | None:
-    """Returns what gathers priorities of all ranks; None for a single one.
-
-    Raises:
-        UsageError: if there are several ranks and nothing gathers.
-    """
-    if all_gather is None and world_size > 1:
-        raise UsageError(
-            f"Expected all_gather=, as each of {world_size} ranks must know all priorities, came "
-            f"none."
-        )
-    return all_gather
-
-
-def check_identity(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Refuses the state of a stream that has another order.
-
-    Raises:
-        ConfigError: naming what differs or is missing.
-    """
-    # Absent from states of the time when samplers had no settings.
-    still: Any = [{}] * len(mine["settings"]) if isinstance(mine["settings"], list) else {}
-    state = {"settings": still, "anneal": None, **state}
-    missing = [name for name in (*mine, "step", "versions") if name not in state]
-    if missing:
-        raise ConfigError(
-            f"Expected a state that state_dict() returned, came one without {missing[0]!r}."
-        )
-    differing = [name for name in mine if mine[name] != state[name]]
-    if differing:
-        name = differing[0]
-        raise ConfigError(
-            f"Expected the state of a stream with {name} {mine[name]!r}, came {state[name]!r}; "
-            f"make the stream with the settings that the state was saved with.",
-            where=name,
-        )
+    return Stream(version, **settings)._moved(position, known, stride)

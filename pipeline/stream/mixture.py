@@ -7,43 +7,43 @@ a resume.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 import numpy as np
 
 from pipeline.store.reader import Version
 from pipeline.stream import plan
-from pipeline.stream.adapters import iterable_dataset
-from pipeline.stream.ahead import Ahead, Make
-from pipeline.stream.batches import Batch, columns, draw, gathered_at_once, split_batches
-from pipeline.stream.carry import carrier, packed, packed_parts, unpacked_parts
-from pipeline.stream.loader import (
-    STATE_FORMAT,
-    Stream,
-    check_identity,
-    check_known_ahead,
+from pipeline.stream.batches import columns, draw, gathered_at_once
+from pipeline.stream.carry import packed, packed_parts, unpacked_parts
+from pipeline.stream.endless import STATE_FORMAT, Endless
+from pipeline.stream.loader import Stream
+from pipeline.stream.priorities import (
+    AllGather,
+    Priorities,
+    as_array,
     gathering,
+    priorities_for,
 )
-from pipeline.stream.output import Output
-from pipeline.stream.priorities import AllGather, Priorities, as_array, priorities_for
 from pipeline.stream.provenance import Decisions, said_run, without_run
 from pipeline.stream.samplers import Draw, Drawn
-from pipeline.stream.shares import Annealed, Counts, Mixed, Shares, exact_weight, interleave
+from pipeline.stream.shares import (
+    Anneal,
+    Annealed,
+    Counts,
+    Mixed,
+    Shares,
+    exact_weight,
+    interleave,
+    mixed_shares,
+)
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_version
 from schemas.errors import ConfigError, UsageError
 from schemas.stream import StreamConfig, stream_config
 from schemas.transforms import FieldStatistics
-
-if TYPE_CHECKING:
-    from pipeline.stream.datasets import StreamDataset
-
-Ends = float | Sequence[float]
-"""One end of an anneal: a weight per source, or the share of the first."""
 
 _Gathered = tuple[list[OpenVersion], np.ndarray, Any]
 """A version of each source, where rows stand in their order, and what a carrier sent."""
@@ -55,7 +55,7 @@ _SHARED = (
 )
 
 
-class Mixture:
+class Mixture(Endless):
     """Batches drawn from several streams at once, endlessly.
 
     The streams say what is drawn and how; the mixture has its own order, size and position. Rows
@@ -85,7 +85,7 @@ class Mixture:
         seed: int = 0,
         *,
         demonstration: Sequence[bool] | None = None,
-        anneal: tuple[int, Ends, Ends] | None = None,
+        anneal: Anneal | None = None,
         run: str | None = None,
     ) -> None:
         flags = [k == 0 for k in range(len(sources))] if demonstration is None else demonstration
@@ -97,67 +97,29 @@ class Mixture:
         members = list(_members(sources, flags))
         self.streams = [stream for stream, _, _ in members]
         self._flags = [flag for _, _, flag in members]
-        self.config = _joint_config(self.streams, batch_size, seed)
-        self._shares = _shares(sources, members, batch_size, anneal)
+        config = _joint_config(self.streams, batch_size, seed)
+        self._shares = mixed_shares(
+            [weight for _, weight, _ in members], batch_size, _plain(sources, anneal)
+        )
         self._counts = Counts(self._shares, len(members))
         # The streams' own positions and histories stay theirs.
-        self._feeds = [stream.feed.fork(stream.step) for stream in self.streams]
-        configs = [stream.config for stream in self.streams]
+        feeds = [stream.feed.fork(stream.step) for stream in self.streams]
         self.run = run
         mixed = Mixed(self._shares, self._counts, batch_size, seed)
-        self._decisions = None if run is None else Decisions(run, self._feeds, configs, mixed)
+        decisions = None if run is None else Decisions(run, feeds, self._sources(), mixed)
+        super().__init__(config, feeds, decisions, min(one.config.ahead for one in self.streams))
         self._priorities: list[Priorities | None] = [None] * len(members)
-        self._carrier = carrier(self.config)
-        self._ahead: Ahead[_Gathered] = Ahead(min(one.config.ahead for one in self.streams))
-        self._output = Output.of(self.config, [feed.at(0) for feed in self._feeds])
-        self._step, self._stride = 0, 1
-        self._ready: list[Batch] = []  # gathered batches, the next one last
         _check_forms(self._draw(0, 1))
         for stream in self.streams:
             stream.mixtures.add(self)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if not self._ready:
-            self._ready = self._take()
-        batch, step = self._ready.pop(), self._step
-        self._step += self._stride
-        return batch if self._output.is_plain else self._output(batch, step)
-
-    def __copy__(self) -> Self:
-        # By attributes: `__reduce__` is for other processes, and opens everything anew.
-        made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__)
-        return made
-
     def __reduce__(self) -> tuple[object, ...]:
         shares = self._shares
-        moving = isinstance(shares, Annealed)
         anneal = (shares.steps, shares.start, shares.end) if isinstance(shares, Annealed) else None
-        weights = [Fraction(1)] * len(self.streams) if moving else shares.weights
+        weights = shares.weights if anneal is None else [Fraction(1)] * len(self.streams)
         sources = list(zip(self.streams, weights, strict=True))
         made = (sources, self.config.batch_size, self.config.seed, self._flags, anneal, self.run)
         return _reopened, (made, self._position(), self._output.known(), self._stride)
-
-    def every(self, stride: int = 1, first: int = 0) -> Self:
-        """Returns a mixture of its own that yields every so many of this one's next batches.
-
-        Args and errors are those of `Stream.every`.
-        """
-        check_known_ahead(stream.config for stream in self.streams)
-        made = copy.copy(self)
-        made._carrier = carrier(self.config)
-        made._feeds, made._ready = [copy.copy(feed) for feed in self._feeds], []
-        made._ahead = Ahead(self._ahead.depth)
-        made._step, made._stride = self._step + first * self._stride, self._stride * stride
-        return made
-
-    @property
-    def step(self) -> int:
-        """Number of the next global batch."""
-        return self._step
 
     @property
     def members(self) -> list[tuple[Version, StreamConfig]]:
@@ -252,25 +214,7 @@ class Mixture:
             if member is stream:
                 self.follow(version, source)
 
-    def as_iterable_dataset(self, steps: int | None = None) -> StreamDataset:
-        """Returns the batches from here on as a dataset, as `Stream.as_iterable_dataset` does."""
-        return iterable_dataset(self, steps)
-
-    def close(self) -> None:
-        """Ends the thread that makes batches ahead, if there is one; `next` begins it again."""
-        self._ahead.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # -- state ---------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns where the mixture is, as plain numbers, texts and lists."""
-        return {**self._position(), **self._output.state()}
 
     def _position(self) -> dict[str, Any]:
         histories = [feed.history() for feed in self._feeds]
@@ -280,17 +224,6 @@ class Mixture:
         weights = {"reweighed": changed} if changed else {}
         position = {"step": self._step, "versions": histories}
         return {**self._identity(), **position, **weights, **told}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where a state was taken, on any number of ranks.
-
-        Raises:
-            ConfigError: if the state is of a mixture with another order.
-            NotFoundError: if a store no longer has a version.
-        """
-        check_identity(self._identity(), state)
-        self._output.load(state)
-        self._load_position(state)
 
     def _load_position(self, state: Mapping[str, Any]) -> None:
         self._forget()
@@ -314,7 +247,7 @@ class Mixture:
             "samplers": [stream.config.sampler for stream in self.streams],
             "settings": [stream.config.order() for stream in self.streams],
             "weights": [str(weight) for weight in self._shares.weights],
-            "anneal": _said_anneal(self._shares),
+            "anneal": self._shares.said(),
             "batch_size": self.config.batch_size,
             "seed": self.config.seed,
         }
@@ -339,18 +272,13 @@ class Mixture:
             + " ".join(parts)
             + self._carrier.says
             + self._output.describe()
-            + said_run(self.run, [stream.config for stream in self.streams])
+            + said_run(self.run, self._sources())
         )
 
     # -- within --------------------------------------------------------------------------------
 
-    def _take(self) -> list[Batch]:
-        """The next gather as batches, the first of them last."""
-        opened, order, sent = self._ahead.take(self._step, self._gather, self._begin)
-        found = unpacked_parts(opened, self._carrier.receive(sent), order)
-        batches = split_batches(found, self._carrier.split)
-        batches.reverse()
-        return batches
+    def _sources(self) -> list[StreamConfig]:
+        return [stream.config for stream in self.streams]
 
     def _gather(self, step: int) -> tuple[int, _Gathered]:
         config = self.config
@@ -360,9 +288,9 @@ class Mixture:
         if self._decisions is not None:
             self._decisions.settle(step, steps * self._stride)
             opened = [feed.at(step) for feed in self._feeds]
-        for config in [stream.config for stream in self.streams]:
-            if self._decisions is None and config.follow is not None:
-                raise without_run(config.follow)
+        for source in self._sources():
+            if self._decisions is None and source.follow is not None:
+                raise without_run(source.follow)
         for feed in self._feeds:
             steps = feed.steps_left(step, steps)
         if self._stride > 1:
@@ -371,23 +299,9 @@ class Mixture:
         sent = self._carrier.send(packed_parts(opened, parts, order))
         return steps * self._stride, (opened, order, sent)
 
-    def _begin(self) -> Make[_Gathered]:
-        """What gathers in a thread: a copy, as that must neither hold this mixture nor move it."""
-        apart = copy.copy(self)
-        apart._feeds = [copy.copy(feed) for feed in self._feeds]
-        apart._ahead, apart._carrier = Ahead(0), carrier(self.config)
-        return apart._gather
-
-    def _change(self) -> None:
-        """Begins anew at the next batch, which is drawn from something else."""
-        self._forget()
-        if self._decisions is not None:
-            self._decisions.change(self._step)
-
-    def _forget(self) -> None:
-        """Drops what was gathered, as other batches are next."""
-        self._ready = []
-        self._ahead.drop()
+    def _received(self, gathered: _Gathered) -> Mapping[str, Any]:
+        opened, order, sent = gathered
+        return unpacked_parts(opened, self._carrier.receive(sent), order)
 
     def _draw(self, step: int, steps: int, make: Columns = columns) -> list[dict[str, np.ndarray]]:
         """Rows of each source for some steps on this rank, one step after the other."""
@@ -464,10 +378,7 @@ def _reopened(
     """A mixture as it was in another process."""
     sources, batch_size, seed, flags, anneal, run = made
     mixture = Mixture(sources, batch_size, seed, demonstration=flags, anneal=anneal, run=run)
-    mixture._output.know(known)
-    mixture._load_position(position)
-    mixture._stride = stride
-    return mixture
+    return mixture._moved(position, known, stride)
 
 
 def _picked(rows: np.ndarray, ranges: Sequence[slice]) -> np.ndarray:
@@ -475,45 +386,13 @@ def _picked(rows: np.ndarray, ranges: Sequence[slice]) -> np.ndarray:
     return np.concatenate([rows[row, part] for row, part in enumerate(ranges)])
 
 
-def _shares(
-    sources: Sequence[tuple[Stream | Mixture, float | Fraction]],
-    members: Sequence[tuple[Stream, Fraction, bool]],
-    batch_size: int,
-    anneal: tuple[int, Ends, Ends] | None,
-) -> Shares | Annealed:
-    """Shares of the members, still or moving."""
-    weights = [weight for _, weight, _ in members]
-    if anneal is None:
-        return Shares(weights, batch_size)
-    if any(isinstance(source, Mixture) for source, _ in sources):
+def _plain(
+    sources: Sequence[tuple[Stream | Mixture, float | Fraction]], anneal: Anneal | None
+) -> Anneal | None:
+    """An anneal, of streams alone."""
+    if anneal is not None and any(isinstance(source, Mixture) for source, _ in sources):
         raise ConfigError("Expected streams where weights are annealed, came a mixture; name its.")
-    steps, *ends = anneal
-    if steps < 1:
-        raise ConfigError(f"Expected an anneal over at least 1 step, came {steps}.")
-    first, last = (_end_weights(end, weights) for end in ends)
-    return Annealed(steps, first, last, batch_size)
-
-
-def _end_weights(end: Ends, weights: Sequence[Fraction]) -> list[Fraction]:
-    """The weights that one end of an anneal means."""
-    if not isinstance(end, Sequence):
-        share, others = exact_weight(end), sum(weights[1:])
-        if share > 1 or (share < 1 and not others):
-            raise ConfigError(
-                f"Expected a share of the first of several streams up to 1, came {end}."
-            )
-        return [share, *((1 - share) * w / others if others else w * 0 for w in weights[1:])]
-    if len(end) != len(weights):
-        raise ConfigError(
-            f"Expected one weight for each of {len(weights)} streams, came {list(end)}."
-        )
-    return [exact_weight(weight) for weight in end]
-
-
-def _said_anneal(shares: Shares | Annealed) -> list[Any] | None:
-    if not isinstance(shares, Annealed):
-        return None
-    return [shares.steps, *([str(w) for w in end] for end in (shares.start, shares.end))]
+    return anneal
 
 
 def _members(

@@ -183,3 +183,17 @@ def as_array(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
     return np.asarray(values).reshape(-1)
+
+
+def gathering(all_gather: AllGather | None, world_size: int) -> AllGather | None:
+    """Returns what gathers priorities of all ranks; None for a single one.
+
+    Raises:
+        UsageError: if there are several ranks and nothing gathers.
+    """
+    if all_gather is None and world_size > 1:
+        raise UsageError(
+            f"Expected all_gather=, as each of {world_size} ranks must know all priorities, came "
+            f"none."
+        )
+    return all_gather

@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,11 @@ from schemas.errors import ConfigError
 _GOLDEN = 618_033_988_749_895  # 1e15 (sqrt(5) - 1) / 2: steps of this share spread most evenly
 
 _KNOWN = 256
+
+Ends = float | Sequence[float]
+"""One end of an anneal: a weight per source, or the share of the first."""
+Anneal = tuple[int, Ends, Ends]
+"""Over how many batches weights move, from which end to which."""
 
 
 class Shares:
@@ -48,6 +54,9 @@ class Shares:
         # Ends of the left-over shares on a line of whole numbers, one row per period.
         self._ends = [int(end * self._period) for end in ends]
         self._stride = _coprime_near(self._period * _GOLDEN // 10**15, self._period)
+
+    def said(self) -> None:
+        """These shares do not move."""
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Returns the rows per source in one global batch, of sum B."""
@@ -80,6 +89,10 @@ class Annealed:
     def weights(self) -> list[Fraction]:
         """Weights of the first batch, of sum 1."""
         return self.start
+
+    def said(self) -> list[Any]:
+        """Returns how these shares move, in plain values."""
+        return [self.steps, *([str(w) for w in end] for end in (self.start, self.end))]
 
     def at(self, step: int) -> list[Fraction]:
         """Returns the weights of one batch, of sum 1."""
@@ -218,6 +231,45 @@ class Mixed:
         if weights != shares.weights:
             shares = Shares(weights, self._size)
         self._counts.change(step, shares)
+
+
+def mixed_shares(
+    weights: Sequence[Fraction], batch_size: int, anneal: Anneal | None = None
+) -> Shares | Annealed:
+    """Returns shares of some weights, still or moving.
+
+    Args:
+        weights: of the sources.
+        batch_size: B.
+        anneal: how they move; an end that is one number leaves the others their weights among
+            them.
+
+    Raises:
+        ConfigError: for weights or steps that do not fit.
+    """
+    if anneal is None:
+        return Shares(weights, batch_size)
+    steps, *ends = anneal
+    if steps < 1:
+        raise ConfigError(f"Expected an anneal over at least 1 step, came {steps}.")
+    first, last = (_end_weights(end, weights) for end in ends)
+    return Annealed(steps, first, last, batch_size)
+
+
+def _end_weights(end: Ends, weights: Sequence[Fraction]) -> list[Fraction]:
+    """The weights that one end of an anneal means."""
+    if not isinstance(end, Sequence):
+        share, others = exact_weight(end), sum(weights[1:])
+        if share > 1 or (share < 1 and not others):
+            raise ConfigError(
+                f"Expected a share of the first of several streams up to 1, came {end}."
+            )
+        return [share, *((1 - share) * w / others if others else w * 0 for w in weights[1:])]
+    if len(end) != len(weights):
+        raise ConfigError(
+            f"Expected one weight for each of {len(weights)} streams, came {list(end)}."
+        )
+    return [exact_weight(weight) for weight in end]
 
 
 def exact_weight(weight: float | Fraction) -> Fraction:
