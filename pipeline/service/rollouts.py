@@ -10,7 +10,8 @@ from fastapi import Query, Request, Response
 from pipeline.service.answers import json_answer
 from pipeline.service.arrow_body import batches_in
 from pipeline.service.bodies import read_arrow
-from pipeline.service.state import Ack, ControlState, in_thread, state_of, trace_of
+from pipeline.service.rollout_log import Ack
+from pipeline.service.state import ControlState, in_thread, state_of, trace_of
 from pipeline.service.tokens import Token, check_producer, stream_of
 from schemas.document import Document
 from schemas.errors import PenstockError, PutError

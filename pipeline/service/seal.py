@@ -73,7 +73,7 @@ class Sealing:
 
     def sealed_through(self, server: str) -> int:
         """Returns through which offset the store has a log's episodes; -1 for none."""
-        return _through(self._head()[1], server)
+        return sealed_in(self._head()[1], server)
 
     def seen(self, episode_id: str, content: str) -> Seen:
         """Says whether the branch, as of the last seal, knows an id, and with which digest."""
@@ -134,7 +134,7 @@ class Sealing:
 
     def _commit(self, server: str, through: int, offered: Offered) -> Sealed:
         head, state = self._head()
-        if head is not None and _through(state, server) >= through:
+        if head is not None and sealed_in(state, server) >= through:
             self._remember(head, state)
             return Sealed(head.ref, through, 0, 0, 0)
         self._remember(head, state)
@@ -233,7 +233,8 @@ def _key(server: str, episode_id: str) -> str:
     return f"{source_name(server)}#{episode_id}"
 
 
-def _through(state: State, server: str) -> int:
+def sealed_in(state: State, server: str) -> int:
+    """Returns through which offset a version has the episodes of a log; -1 for none."""
     source = state.sources.get(source_name(server))
     return int(source.metadata["offset"]) if source else -1
 

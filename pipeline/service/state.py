@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
@@ -14,44 +14,16 @@ from pipeline.service.audit import AuditLog
 from pipeline.service.config import ServiceConfig
 from pipeline.service.metrics import ServiceMetrics
 from pipeline.service.quotas import Quotas
+from pipeline.service.rollout_log import RolloutLog
 from pipeline.service.sessions import Sessions
 from pipeline.service.token_book import TokenBook
 from pipeline.service.tokens import Token
 from pipeline.store.store import Store, Version
 from schemas.errors import OutOfTimeError
-from schemas.puts import Put
 
 THREADS = 8
 PUSHES = 64
-Ack = Literal["received", "durable", "store"]
 _T = TypeVar("_T")
-
-
-class RolloutLog(Protocol):
-    """What the ports need of the log."""
-
-    def check(self) -> None:
-        """Raises an error of our tree if no put could be taken now."""
-        ...
-
-    def status(self) -> Mapping[str, Any]:
-        """Returns figures of the log, as plain values."""
-        ...
-
-    def push(self, puts: Sequence[Put], ack: Ack, timeout: float) -> int:
-        """Takes puts of one producer in order; returns their offset when they are safe.
-
-        Args:
-            puts: what came.
-            ack: how safe they are to be.
-            timeout: seconds to wait for that.
-        """
-        ...
-
-    @property
-    def sealed_through(self) -> int:
-        """Every episode that ended at this offset or before it is in the store."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""Who speaks to the data port: the token of a call, looked up before any method runs."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.flight as fl
+
+from pipeline.service.answers import status_of
+from pipeline.service.audit import Deed
+from pipeline.service.flight_errors import flight_error
+from pipeline.service.state import ControlState
+from pipeline.service.tokens import Scope, Token, check_scope
+from schemas.errors import PenstockError, UnauthenticatedError
+
+logger = logging.getLogger(__name__)
+MIDDLEWARE = "token"
+RECHECK_SECONDS = 1.0
+"""How soon a stream that goes on ends after its token was revoked."""
+
+
+class Caller(fl.ServerMiddleware):
+    """Whose call it is."""
+
+    def __init__(self, state: ControlState, token: Token | None) -> None:
+        self._state = state
+        self._checked = time.monotonic()
+        self.token = token
+        """None for a service without tokens."""
+
+    def check(self, scopes: Sequence[Scope]) -> Token | None:
+        """Returns the token if it has one of some scopes.
+
+        Raises:
+            ForbiddenError: if it has not.
+        """
+        check_scope(self.token, scopes)
+        return self.token
+
+    def check_again(self) -> None:
+        """Makes sure, once in a while, that the token can still be used.
+
+        Raises:
+            UnauthenticatedError: if it was revoked, or has expired.
+        """
+        now = time.monotonic()
+        if self.token is None or now - self._checked < RECHECK_SECONDS:
+            return
+        self._checked = now
+        assert self._state.book is not None
+        self.token = self._state.book.by_id(self.token.id)
+
+
+class Callers(fl.ServerMiddlewareFactory):
+    """Looks up the token of each call."""
+
+    def __init__(self, state: ControlState) -> None:
+        self._state = state
+
+    def start_call(self, info: Any, headers: Mapping[str, Sequence[Any]]) -> Caller:
+        """Lets a call in, or not."""
+        try:
+            return Caller(self._state, self._token(headers))
+        except PenstockError as error:
+            write_deed(self._state, None, str(info.method).rpartition(".")[2], "-", error)
+            raise flight_error(error) from None
+        except Exception as error:
+            raise flight_error(error) from None
+
+    def _token(self, headers: Mapping[str, Sequence[Any]]) -> Token | None:
+        if self._state.book is None:
+            return None
+        stated = headers.get("authorization", ())
+        if len(stated) != 1:
+            raise UnauthenticatedError(
+                "Expected a token (`authorization: Bearer TOKEN`), came none; the service's token "
+                "file holds one, `penstock token create` makes more."
+            )
+        text = stated[0] if isinstance(stated[0], str) else stated[0].decode("latin-1")
+        scheme, _, token = text.partition(" ")
+        if scheme.lower() != "bearer":
+            raise UnauthenticatedError(
+                "Expected `authorization: Bearer TOKEN`, came another scheme."
+            )
+        return self._state.book.verify(token.strip())
+
+
+def caller_of(context: Any) -> Caller:
+    """Returns whose call a context is of."""
+    caller = context.get_middleware(MIDDLEWARE)
+    assert isinstance(caller, Caller)
+    return caller
+
+
+def write_deed(
+    state: ControlState, token: Token | None, method: str, client: str, error: Exception | None
+) -> None:
+    """Writes a line of the audit; one that cannot be written is logged."""
+    kind = getattr(error, "kind", "bug") if error is not None else None
+    status = status_of(error) if isinstance(error, PenstockError) else 500 if error else 200
+    deed = Deed(
+        request=uuid.uuid4().hex,
+        client=client,
+        token=token.id if token is not None else None,
+        name=token.name if token is not None else None,
+        method=method,
+        path="flight",
+        status=status,
+        kind=kind,
+    )
+    try:
+        state.audit.write(deed)
+    except OSError:
+        logger.exception("audit line lost")

@@ -1,0 +1,211 @@
+"""What the data port sends: the tail of the log, episodes, whole blocks, the history."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from pipeline.service.flight_put import Streams
+from pipeline.service.recent import sealed_since
+from pipeline.service.seal import sealed_in
+from pipeline.service.state import ControlState
+from pipeline.store.reader import Version
+from schemas.document import DataFile
+from schemas.episode import Episode
+from schemas.errors import NotFoundError, OutOfTimeError, UsageError
+from schemas.pulls import (
+    EPISODES,
+    FILES,
+    VERSIONS,
+    BlockFiles,
+    BlockTicket,
+    EpisodesTicket,
+    Place,
+    TailTicket,
+    VersionsTicket,
+    encode_episode,
+)
+from schemas.version import Block
+
+BATCH_BYTES = 1 << 20
+"""About how much one message of episodes holds."""
+PIECE_BYTES = 4 << 20
+"""How much of a file one message holds."""
+REMEMBERED = 100_000
+"""Ids that a stream of the tail remembers, so that it sends none twice."""
+_LOOK_SECONDS = 0.5
+
+Messages = Iterator[tuple[pa.RecordBatch, bytes]]
+
+
+def tail(state: ControlState, streams: Streams, ticket: TailTicket) -> Messages:
+    """Yields episodes in the order of their ends, each once, with where the log stands.
+
+    Raises:
+        UsageError: if the ticket's offsets are of another server.
+        OutOfTimeError: if `min_offset` is not durable in time.
+    """
+    log = state.log
+    asks_for_place = ticket.after >= 0 or ticket.min_offset is not None
+    if asks_for_place and ticket.server not in (None, log.server):
+        raise UsageError(
+            f"Expected offsets of the server {log.server}, came those of {ticket.server}; begin "
+            f"with after=-1 there, ids tell what you have."
+        )
+    if ticket.min_offset is not None:
+        log.wait_durable(ticket.min_offset, ticket.wait_seconds)
+    sent: OrderedDict[str, None] = OrderedDict()
+    after, until = _begin(state, ticket), time.monotonic() + ticket.wait_seconds
+    while True:
+        through = after
+        for batch, through in _tail_once(state, after, sent):
+            state.metrics.pull_bytes.inc(batch.nbytes)
+            yield batch, Place(server=log.server, through=through).encoded()
+            if batch.num_rows:
+                until = time.monotonic() + ticket.wait_seconds
+        after = max(after, through)
+        while ticket.follow:
+            if time.monotonic() >= until or streams.is_draining:
+                return
+            try:
+                log.wait_durable(after + 1, min(_LOOK_SECONDS, max(until - time.monotonic(), 0)))
+            except OutOfTimeError:
+                continue
+            break
+        else:
+            return
+
+
+def _begin(state: ControlState, ticket: TailTicket) -> int:
+    if ticket.version is None:
+        return ticket.after
+    version = state.store.version(ticket.version)
+    return max(ticket.after, sealed_in(version.state, state.log.server))
+
+
+def _tail_once(
+    state: ControlState, after: int, sent: OrderedDict[str, None]
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    log = state.log
+    with log.tail(after) as found:
+        if found.version is not None:
+            older = sealed_since(state.store, found.version, log.server, after)
+            for batch, offset in _batches(_unsent(older, sent)):
+                yield batch, min(offset, found.through)
+        for batch, offset in _batches(_unsent(found.episodes(), sent)):
+            yield batch, offset
+        yield pa.RecordBatch.from_pylist([], EPISODES), found.through
+
+
+def _unsent(
+    episodes: Iterable[tuple[int, Episode]], sent: OrderedDict[str, None]
+) -> Iterator[tuple[int, Episode]]:
+    for offset, episode in episodes:
+        if episode.episode_id in sent:
+            continue
+        sent[episode.episode_id] = None
+        if len(sent) > REMEMBERED:
+            sent.popitem(last=False)
+        yield offset, episode
+
+
+def episodes(state: ControlState, ticket: EpisodesTicket) -> Messages:
+    """Yields episodes of a version, in its order.
+
+    Raises:
+        NotFoundError: if there is no such version or episode.
+    """
+    version = state.store.version(ticket.ref)
+    found: Iterable[Episode]
+    if ticket.episode_id is not None:
+        found = [version.episode(ticket.episode_id)]
+    else:
+        found = version.iter_episodes(ticket.where)
+    for batch, _ in _batches((-1, episode) for episode in found):
+        state.metrics.pull_bytes.inc(batch.nbytes)
+        yield batch, b""
+
+
+def _batches(episodes: Iterable[tuple[int, Episode]]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Yields messages of episodes, each with the offset of its last one."""
+    offsets: list[int] = []
+    encoded: list[pa.Buffer] = []
+    size = 0
+    for offset, episode in episodes:
+        offsets.append(offset)
+        encoded.append(encode_episode(episode))
+        size += encoded[-1].size
+        if size >= BATCH_BYTES:
+            yield _batch(offsets, encoded), offset
+            offsets, encoded, size = [], [], 0
+    if offsets:
+        yield _batch(offsets, encoded), offsets[-1]
+
+
+def _batch(offsets: list[int], encoded: list[pa.Buffer]) -> pa.RecordBatch:
+    column = pa.array([memoryview(one) for one in encoded], pa.large_binary())
+    return pa.record_batch([pa.array(offsets, pa.int64()), column], EPISODES)
+
+
+def block_of(state: ControlState, ticket: BlockTicket) -> tuple[Version, Block, BlockFiles]:
+    """Returns a block of a version, and its files.
+
+    Raises:
+        NotFoundError: if there is none.
+        UsageError: if its arrays are not in the store.
+    """
+    version = state.store.version(ticket.ref)
+    for part in version.state.parts:
+        for block in part.blocks:
+            if block.id == ticket.block:
+                if block.container == "link":
+                    raise UsageError(
+                        f"Expected a block with its arrays in the store, came {block.id}, which is "
+                        f"linked; run `penstock materialise`, or ask for its episodes."
+                    )
+                return version, block, files_of(version, block)
+    raise NotFoundError(
+        f"Expected a block of {version.branch}:{version.number}, came {ticket.block!r}."
+    )
+
+
+def files_of(version: Version, block: Block) -> BlockFiles:
+    """Returns the files that a block is made of, media files of videos included."""
+    catalog = version.store
+    found = {one.key: one for one in catalog.block_files(block)}
+    return BlockFiles(
+        block=block.id, rows=block.rows, container=block.container, files=tuple(found.values())
+    )
+
+
+def files(state: ControlState, version: Version, wanted: Iterable[DataFile]) -> Messages:
+    """Yields files in pieces; each was held against its checksum."""
+    for file in wanted:
+        data = pa.py_buffer(version.store.read(file))
+        for at in range(0, max(data.size, 1), PIECE_BYTES):
+            piece = data.slice(at, min(PIECE_BYTES, data.size - at))
+            state.metrics.pull_bytes.inc(piece.size)
+            yield _piece(file.key, piece), b""
+
+
+def _piece(key: str, piece: pa.Buffer) -> pa.RecordBatch:
+    """Returns a message of one row around some bytes, which are not copied."""
+    offsets = pa.py_buffer(pa.array([0, piece.size], pa.int64()).buffers()[1])
+    column = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, piece])
+    return pa.record_batch([pa.array([key]), column], FILES)
+
+
+def versions(state: ControlState, ticket: VersionsTicket) -> pa.Table:
+    """Returns the history of a reference, newest first."""
+    rows = [
+        {
+            **{"version": one.id, "branch": one.branch, "number": one.number},
+            **{"episodes": one.commit.totals.episodes, "steps": one.commit.totals.steps},
+            **{"created_at": one.created_at, "message": one.message},
+        }
+        for one in state.store.log(ticket.ref)[: ticket.limit]
+    ]
+    return pa.Table.from_pylist(rows, VERSIONS)

@@ -1,0 +1,224 @@
+"""What goes over the data port besides puts: how a stream begins, its acknowledgements, tickets.
+
+Each is a small JSON document of known keys. Client and service use the same ones; what they say is
+bounded, because it may come from anybody.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from schemas.arrow import episode_from_table, episode_to_table
+from schemas.document import DataFile, Document
+from schemas.episode import Episode
+from schemas.errors import EpisodeError, UsageError
+from schemas.rollouts import EpisodeId
+
+TICKET_BYTES = 1 << 16
+"""The longest document that is read."""
+EPISODES = pa.schema({"offset": pa.int64(), "episode": pa.large_binary()})
+"""Of a stream of episodes: the offset in the log of each one's end (-1 for those of a version that
+was asked for), and the episode as an Arrow IPC stream (`encode_episode`)."""
+FILES = pa.schema({"key": pa.utf8(), "data": pa.large_binary()})
+"""Of a block's files: pieces in order, those of one file one after the other."""
+VERSIONS = pa.schema(
+    {
+        "version": pa.utf8(),
+        "branch": pa.utf8(),
+        "number": pa.int64(),
+        "episodes": pa.int64(),
+        "steps": pa.int64(),
+        "created_at": pa.timestamp("us", "UTC"),
+        "message": pa.utf8(),
+    }
+)
+_REF = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}(:[0-9]{1,12})?\z"
+Ref = Annotated[str, Field(pattern=_REF)]
+Offset = Annotated[int, Field(ge=-1, lt=2**63)]
+_Bool = Annotated[bool, Field(strict=True)]
+
+
+class _Said(Document):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def encoded(self) -> bytes:
+        """Returns the document as JSON."""
+        return self.model_dump_json(exclude_defaults=False).encode()
+
+
+# -- puts --------------------------------------------------------------------------------------
+
+
+class PutStream(_Said):
+    """How a stream of puts begins: the command of its descriptor."""
+
+    ack: Literal["received", "durable", "store"] = "durable"
+    """When puts are acknowledged: checked and queued; as safe as the disk; ended episodes when they
+    are in a version."""
+
+
+class Ack(_Said):
+    """What a stream of puts answers: every put through this one is as safe as asked."""
+
+    sequence: int
+    offset: int
+    """Where the log has it. Offsets are of one server's log."""
+    server: str
+    is_draining: bool = False
+    """True if the service is about to end: send no more on this stream."""
+
+
+class Fault(_Said):
+    """What goes with an error."""
+
+    kind: str
+    """As of `schemas.errors`; `bug` for a fault of the service's own."""
+    message: str
+    retry_after: float | None = None
+    """Seconds after which a try makes sense."""
+    episode_id: str | None = None
+    """Of the put that was refused."""
+
+
+# -- gets --------------------------------------------------------------------------------------
+
+
+class TailTicket(_Said):
+    """Episodes as they become durable, in the order of their ends."""
+
+    type: Literal["tail"] = "tail"
+    server: str | None = Field(default=None, max_length=64)
+    """Whose offsets `after` and `min_offset` are; another server refuses them."""
+    after: Offset = -1
+    """Only episodes whose end has a larger offset."""
+    min_offset: Offset | None = None
+    """Wait until this offset is durable: whoever pushed it reads it."""
+    follow: _Bool = False
+    """Go on as episodes come; otherwise the stream ends with what is there."""
+    wait_seconds: float = Field(default=30.0, ge=0, le=3600)
+    """How long to wait for `min_offset`; following, how long for another episode until the stream
+    ends."""
+    version: Ref | None = None
+    """Only episodes that this version, of the branch where this log seals, does not have."""
+
+
+class EpisodesTicket(_Said):
+    """Episodes of a version."""
+
+    type: Literal["episodes"] = "episodes"
+    ref: Ref = "main"
+    where: Annotated[str, Field(max_length=16384)] | None = None
+    """A filter."""
+    episode_id: EpisodeId | None = None
+    """One alone."""
+
+
+class BlockTicket(_Said):
+    """The files of one block of a version, as the store has them."""
+
+    type: Literal["block"] = "block"
+    ref: Ref
+    block: Annotated[str, Field(max_length=128)]
+
+
+class VersionsTicket(_Said):
+    """The history of a reference, newest first."""
+
+    type: Literal["versions"] = "versions"
+    ref: Ref = "main"
+    limit: int = Field(default=50, ge=1, le=10_000)
+
+
+class Place(_Said):
+    """Where the log stands: goes with every message of a tail."""
+
+    server: str
+    through: int
+    """Every episode whose end has this offset or a smaller one was sent, or is older than asked."""
+
+
+class BlockFiles(_Said):
+    """What a block is made of, and how to know that it is whole."""
+
+    block: str
+    rows: int
+    container: str
+    files: tuple[DataFile, ...]
+
+
+Ticket = Annotated[
+    TailTicket | EpisodesTicket | BlockTicket | VersionsTicket, Field(discriminator="type")
+]
+_TICKETS: TypeAdapter[Any] = TypeAdapter(Ticket)
+_D = TypeVar("_D", bound=_Said)
+
+
+def read_ticket(data: bytes) -> TailTicket | EpisodesTicket | BlockTicket | VersionsTicket:
+    """Returns the ticket that some JSON is.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    _check_length(data)
+    try:
+        found: TailTicket | EpisodesTicket | BlockTicket | VersionsTicket = _TICKETS.validate_json(
+            data
+        )
+    except ValidationError as error:
+        raise _refusal("a ticket", error) from None
+    return found
+
+
+def read_said(kind: type[_D], data: bytes) -> _D:
+    """Returns the document of a kind that some JSON is.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    _check_length(data)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise _refusal(kind.__name__, error) from None
+
+
+def _check_length(data: bytes) -> None:
+    if len(data) > TICKET_BYTES:
+        raise UsageError(f"Expected at most {TICKET_BYTES} bytes of JSON, came {len(data)}.")
+
+
+def _refusal(what: str, error: ValidationError) -> UsageError:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    at = ".".join(str(part)[:64] for part in first["loc"]) or "it"
+    return UsageError(f"Expected {what} as documented, came a fault in {at}: {first['msg'][:200]}.")
+
+
+# -- episodes ----------------------------------------------------------------------------------
+
+
+def encode_episode(episode: Episode) -> pa.Buffer:
+    """Returns an episode as an Arrow IPC stream."""
+    table = episode_to_table(episode)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def decode_episode(data: pa.Buffer) -> Episode:
+    """Inverse of `encode_episode`; numbers are not copied.
+
+    Raises:
+        EpisodeError: if the bytes are no episode.
+    """
+    try:
+        with pa.ipc.open_stream(data) as reader:
+            table = reader.read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise EpisodeError(
+            f"Expected an episode as an Arrow stream, came {str(error)[:200]}.", code="unreadable"
+        ) from None
+    return episode_from_table(table)
