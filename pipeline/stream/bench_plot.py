@@ -22,7 +22,7 @@ _STYLE = {
     "text.color": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "penstock",
 }
 
@@ -67,15 +67,16 @@ def _panel(axis: Any, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.axvline(1, color=_INK, linewidth=0.8, linestyle="--")
     for place, share in zip(places, shares, strict=True):
         axis.annotate(
-            f"{share:.0%}" if share >= 0.1 else f"{share:.2g}",
+            f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %",
             (share, place),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
     axis.set_xscale("log")
-    axis.set_xlim(1e-5, 3)
+    axis.set_xlim(1e-5, 4)
     axis.set_ylim(-0.7, len(rows) - 0.3)
     axis.set_yticks(list(places), [_label(row) for row in rows])
     axis.tick_params(axis="y", length=0)

@@ -62,7 +62,7 @@ def l4(place: Path) -> Callable[[], Any]:
 
     def cut(episode: Any) -> Any:
         seen = episode["steps"]["observation"]
-        return tf.gather(seen, starts(tf.shape(seen)[0], FRAMES))
+        return tf.gather(seen, starts(tf.shape(seen)[0] - 1, FRAMES))  # of steps, as all do
 
     def decode(pictures: Any) -> Any:
         one = tf.map_fn(lambda x: tf.io.decode_png(x, 3), pictures, fn_output_signature=tf.uint8)
