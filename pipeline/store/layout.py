@@ -16,6 +16,7 @@ BRANCHES = "refs/branches"
 TAGS = "refs/tags"
 ERASURES = "refs/erasures"
 RUNS = "refs/runs"
+POLICIES = "policies"
 LEASES = "leases"
 MARKS = "gc"
 PROBES = "probes"
@@ -173,6 +174,11 @@ def quarantine(name: str) -> str:
 def run_reference(run: str, step: int) -> str:
     """Key of what a learner's run reads from a step on."""
     return f"{RUNS}/{run}/{step:012d}.json"
+
+
+def policy(run: str, step: int) -> str:
+    """Key of a policy that a run published after some updates."""
+    return f"{POLICIES}/{run}/{step:012d}.safetensors"
 
 
 def run_record(run_id: str) -> str:
