@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ TINY = BenchConfig(
     seconds=0.01,
     epochs=1,
 )
-MINE = ("l1", "l2", "l3", "l3_windowed", "l3_shards", "l4")
+SHORT = ("l1", "l2", "l3", "l4")
+IS_LONG = os.environ.get("PENSTOCK_LONG") == "1"
 BROKEN = Path(__file__).with_name("broken_contender.py")
 CEILING, OURS = (
     next(one for one in CONTENDERS if one.kind == kind) for kind in ("ceiling", "ours")
@@ -40,8 +42,8 @@ def test_all_workloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     """One run, because every contender is a process that loads torch."""
     functions = ("l1_many", "l1_memory", "l1_numpy", "l2_many")
     contenders = (
-        dataclasses.replace(CEILING, functions=("l1_select", "l2_select", "l3")),
-        dataclasses.replace(OURS, functions=MINE, writes=()),
+        CEILING if IS_LONG else dataclasses.replace(CEILING, functions=("l1_select",)),
+        OURS if IS_LONG else dataclasses.replace(OURS, functions=SHORT, writes=()),
         Contender("broken", "peer", BROKEN, functions, writes=()),
         Contender("absent", "peer", BROKEN, ("l1",), environment="no-such-peer"),
     )
@@ -55,10 +57,9 @@ def test_all_workloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     transitions(found["L1"], report["ratios"]["L1"])
     windows(found["L2"])
     epochs(found["L3"], report["ratios"]["L3"])
-    mine = found["L4"]["Penstock"]
     right = {"windows": 384, "valid": 1, "dtype": "uint8", "failing": []}
-    assert mine["checks"] == right
-    assert mine["best_of_ceiling"] is None  # it did not take part
+    assert all(row["checks"] == right for row in found["L4"].values())
+    assert IS_LONG or found["L4"]["Penstock"]["best_of_ceiling"] is None  # none took part
     show_stream(report)
     told = capsys.readouterr()
     assert "truncated ends of" in told.out
@@ -82,16 +83,19 @@ def transitions(rows: dict[str, dict[str, Any]], ratios: dict[str, Any]) -> None
     assert "truncated ends" in " ".join(rows["broken, 64 batches at once"]["checks"]["failing"])
     wrong = " ".join(rows["broken, in memory"]["checks"]["failing"])
     assert "next observations within episodes wrong" in wrong
-    assert rows["ceiling, torch.index_select"]["best_of_ceiling"] == 1
+    assert max(r["best_of_ceiling"] for r in rows.values() if r["kind"] == "ceiling") == 1
     assert ratios["ceiling"] == rows["Penstock"]["best_of_ceiling"]
     assert ratios["fastest peer's name"].startswith("broken")
     assert ratios["TorchRL"] is None
 
 
 def windows(rows: dict[str, dict[str, Any]]) -> None:
-    ours, ceiling = (rows[name]["checks"] for name in ("Penstock", "ceiling, torch.index_select"))
-    assert ours["failing"] == ceiling["failing"] == []
-    assert ours["valid"] < ceiling["valid"] == 1  # ours are padded at ends, the ceiling's fit
+    ours = rows["Penstock"]["checks"]
+    assert ours["failing"] == []
+    assert ours["valid"] < 1  # padded at ends, where the ceiling's windows fit
+    if IS_LONG:
+        ceiling = rows["ceiling, torch.index_select"]["checks"]
+        assert (ceiling["valid"], ceiling["failing"]) == (1, [])
     broken = rows["broken, 64 batches at once"]["checks"]
     assert "windows over episodes' ends" in broken["failing"]
 
@@ -101,8 +105,8 @@ def epochs(rows: dict[str, dict[str, Any]], ratios: dict[str, Any]) -> None:
         assert row["is_whole"]
         assert row["rows"] >= TINY.rows
         assert row["first_batch_s"] > 0
-    assert {"Penstock", "Penstock, windowed", "Penstock, shards alone"} <= rows.keys()
-    assert ratios["windowed over shards alone"] > 0
+    assert "Penstock" in rows
+    assert not IS_LONG or ratios["windowed over shards alone"] > 0
 
 
 def shares(report: dict[str, Any], folder: Path) -> None:
