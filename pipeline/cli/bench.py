@@ -104,8 +104,8 @@ def show_stream(result: dict[str, Any]) -> None:
     for name, rows in result["workloads"].items():
         shown = [
             (
-                *(row["name"], round(row["best"], 1), round(row["median"], 1)),
-                *(row["best_of_ceiling"], round(row["wall"], 1), row.get("first_batch_s")),
+                *(row["name"], _rate(row["best"]), _rate(row["median"])),
+                *(row["best_of_ceiling"], _rate(row["wall"]), row.get("first_batch_s")),
                 *(row["peak_mb"], _verdict(row)),
             )
             for row in rows
@@ -117,6 +117,10 @@ def show_stream(result: dict[str, Any]) -> None:
         say("Penstock over: " + ", ".join(told) if told else "")
     for title, why in {**result["skipped"], **result["failed"]}.items():
         note(f"{title}: {why}")
+
+
+def _rate(value: float) -> float | int:
+    return value if value < 100 else round(value)
 
 
 def _verdict(row: dict[str, Any]) -> str:
