@@ -1,0 +1,289 @@
+"""One way to a service: episodes of one layout, sent over one stream at a time by one thread.
+
+A stream has one Arrow schema, so each layout has a lane, with a producer's name of its own. When a
+stream ends, whatever the reason, the lane connects anew, maybe elsewhere, begins a larger epoch,
+and sends all that it keeps again: open episodes and those that were not acknowledged. The service
+keeps what is sent twice once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from pipeline.service.client.connecting import Addresses, Backoff
+from pipeline.service.client.faults import OF_EPISODE, WIRE, error_of, fault_in
+from pipeline.service.client.outbox import Offset, Outbox, Outgoing
+from pipeline.service.client.settings import ClientSettings
+from schemas.errors import (
+    BusyError,
+    OutOfTimeError,
+    PenstockError,
+    TransientError,
+)
+from schemas.pulls import Ack, PutStream, read_said
+from schemas.rollouts import PutHeader
+
+logger = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.2
+_CLOSE_SECONDS = 1.0
+
+
+class _EndedError(Exception):
+    """A stream that is over without a fault of ours: what is kept is sent on another."""
+
+
+class Lane:
+    """The thread, and what it is told."""
+
+    def __init__(
+        self, addresses: Addresses, settings: ClientSettings, producer: str, outbox: Outbox
+    ) -> None:
+        """Begins; connects when there is something to send."""
+        self.outbox = outbox
+        self._addresses = addresses
+        self._settings = settings
+        self._producer = producer
+        self._epoch = 0
+        self._backoff = Backoff(settings)
+        self._is_closing = False
+        self.error: PenstockError | None = None
+        """Why the last stream ended."""
+        self._thread = threading.Thread(target=self._run, name="penstock-lane", daemon=True)
+        self._thread.start()
+
+    def close(self, timeout: float | None) -> None:
+        """Ends the stream and the thread; what is not acknowledged is not sent any more."""
+        with self.outbox.changed:
+            self._is_closing = True
+            self.outbox.changed.notify_all()
+        self._thread.join(timeout)
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._stream()
+            except _EndedError:
+                self._addresses.failed(self._at)
+                self._sleep(self._backoff.pause())
+            except PenstockError as error:
+                self._recover(error)
+            except Exception as error:  # a fault of ours must not leave anybody waiting for ever
+                logger.exception("a lane failed")
+                self._fail_all(TransientError(f"The client met a fault of its own: {error}."))
+
+    def _wait_for_work(self) -> bool:
+        with self.outbox.changed:
+            while not self._is_closing and not self.outbox.episodes:
+                self.outbox.changed.wait()
+            return not self._is_closing
+
+    def _stream(self) -> None:
+        self.outbox.begin_epoch()
+        self._epoch = max(time.time_ns(), self._epoch + 1)
+        client, self._at = self._addresses.connect()
+        try:
+            with self.outbox.changed:
+                first = self.outbox.next()
+            if first is None:
+                return
+            schema = first.batches[0].schema
+            stream = _Stream(client, self._addresses, self._settings, schema, self.outbox)
+        except WIRE as error:
+            client.close()
+            raise error_of(error) from None
+        try:
+            self._pump(stream)
+        except (_EndedError, PenstockError):
+            said = stream.finish()
+            if said is None:
+                raise
+            raise said from None  # what the service said is the reason for what broke here
+        stream.finish()
+
+    def _pump(self, stream: _Stream) -> None:
+        """Sends until the client is closed; everything else is raised."""
+        sequence = 0
+        while True:
+            with self.outbox.changed:
+                one = self._next(stream)
+                if one is None:
+                    return
+                number, start = one.sent, one.rows_sent
+                one.sent += 1
+                one.rows_sent += one.batches[number].num_rows
+                is_last = one.facts is not None and not one.has_unsent
+                stream.sent.append((sequence, one, is_last))
+                stream.moved_at = stream.moved_at if len(stream.sent) > 1 else time.monotonic()
+            header = PutHeader.of(
+                producer=self._producer,
+                epoch=self._epoch,
+                sequence=sequence,
+                episode_id=one.episode_id,
+                start=start,
+                end=is_last,
+                facts=one.facts if is_last else None,
+            )
+            stream.write(one.batches[number], header)
+            sequence += 1
+            if stream.has_acks:
+                self._backoff.reset()
+
+    def _next(self, stream: _Stream) -> Outgoing | None:
+        """Waits for something that may be sent; None if the client is closed."""
+        while True:
+            now = time.monotonic()
+            if stream.is_over:
+                raise _EndedError
+            if self._is_closing:
+                return None
+            if stream.sent and now - stream.moved_at > self._settings.ack_seconds:
+                raise OutOfTimeError(
+                    f"Expected an acknowledgement within {self._settings.ack_seconds:g} s, came "
+                    f"none."
+                )
+            self.outbox.give_up(now, self._late)
+            if stream.is_draining and not stream.sent:
+                raise _EndedError
+            found = self.outbox.next()
+            is_free = len(stream.sent) < self._settings.window and not stream.is_draining
+            if found is not None and is_free:
+                return found
+            self.outbox.changed.wait(_LOOK_SECONDS if self.outbox.episodes else None)
+
+    def _recover(self, error: PenstockError) -> None:
+        """Does what an error asks for; then everything that is kept is sent again."""
+        self.error = error
+        if error.kind in OF_EPISODE and error.where is not None:
+            with self.outbox.changed:
+                refused = [o for o in self.outbox.episodes if o.episode_id == error.where]
+            for one in refused:
+                self.outbox.settle(one, error)
+            if refused:
+                return
+        if not isinstance(error, TransientError):
+            self._fail_all(error)
+            return
+        self._addresses.failed(self._at)
+        least = error.retry_after if isinstance(error, BusyError) else 0.0
+        logger.info("connecting anew: %s", error)
+        self._sleep(self._backoff.pause(least))
+
+    def _sleep(self, seconds: float) -> None:
+        """Waits, while time may run out for some."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not self._is_closing:
+            self.outbox.give_up(time.monotonic(), self._late)
+            with self.outbox.changed:
+                self.outbox.changed.wait(min(left, _LOOK_SECONDS))
+
+    def _fail_all(self, error: PenstockError) -> None:
+        with self.outbox.changed:
+            kept = list(self.outbox.episodes)
+        for one in kept:
+            self.outbox.settle(one, error)
+
+    def _late(self, one: Outgoing) -> PenstockError:
+        why = f"; the last error was: {self.error.message}" if self.error else ""
+        return OutOfTimeError(
+            f"Expected the episode {one.episode_id!r} to be acknowledged within "
+            f"{self._settings.retry_seconds:g} s, it was not{why}"
+        )
+
+
+class _Stream:
+    """One DoPut."""
+
+    def __init__(
+        self,
+        client: fl.FlightClient,
+        addresses: Addresses,
+        settings: ClientSettings,
+        schema: pa.Schema,
+        outbox: Outbox,
+    ) -> None:
+        said = PutStream(ack=settings.ack).encoded()
+        descriptor = fl.FlightDescriptor.for_command(said)
+        self._client = client
+        self._writer, self._reader = client.do_put(descriptor, schema, addresses.options())
+        self._outbox = outbox
+        self.sent: deque[tuple[int, Outgoing, bool]] = deque()
+        """Sequence, episode, whether it ends it: of what is not acknowledged."""
+        self.moved_at = time.monotonic()
+        """When something was acknowledged last, or began to wait."""
+        self.has_acks = False
+        self.is_over = False
+        self.is_draining = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._read, name="penstock-acks", daemon=True)
+        self._thread.start()
+
+    def write(self, rows: pa.RecordBatch, header: PutHeader) -> None:
+        """Sends one put.
+
+        Raises:
+            TransientError: if the stream broke.
+        """
+        try:
+            self._writer.write_with_metadata(rows, header.encoded())
+        except WIRE as error:
+            raise error_of(error) from None
+
+    def finish(self) -> PenstockError | None:
+        """Ends the stream; returns what it ended with, as the service or the wire says.
+
+        What may block for as long as a dead peer does not answer is done beside.
+        """
+        closer = threading.Thread(target=self._close, name="penstock-closes", daemon=True)
+        closer.start()
+        closer.join(_CLOSE_SECONDS)
+        if self._error is None:
+            return None
+        said, fault = error_of(self._error), fault_in(self._error)
+        if fault is not None:
+            said.where = fault.episode_id
+        return said
+
+    def _close(self) -> None:
+        try:
+            if not self.is_over:
+                self._writer.done_writing()
+            self._thread.join()
+            self._writer.close()
+        except WIRE as error:
+            self._error = self._error or error
+        with contextlib.suppress(*WIRE):
+            self._client.close()
+
+    def _read(self) -> None:
+        """Reads acknowledgements until there are no more."""
+        try:
+            while (data := self._reader.read()) is not None:
+                self._acknowledged(read_said(Ack, data.to_pybytes()))
+        except (*WIRE, PenstockError) as error:
+            self._error = error
+        with self._outbox.changed:
+            self.is_over = True
+            self._outbox.changed.notify_all()
+
+    def _acknowledged(self, ack: Ack) -> None:
+        safe: list[Outgoing] = []
+        with self._outbox.changed:
+            while self.sent and self.sent[0][0] <= ack.sequence:
+                _, one, is_last = self.sent.popleft()
+                if is_last:
+                    safe.append(one)
+            self.moved_at = time.monotonic()
+            self.has_acks = self.has_acks or ack.sequence >= 0
+            self.is_draining = self.is_draining or ack.is_draining
+            self._outbox.changed.notify_all()
+        for one in safe:
+            self._outbox.settle(one, Offset(ack.offset, ack.server))

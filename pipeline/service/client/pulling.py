@@ -1,0 +1,205 @@
+"""What learners ask a service for: the tail of its log, versions, episodes, whole blocks."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from pipeline.service.client.connecting import Addresses, Backoff
+from pipeline.service.client.faults import WIRE, error_of
+from pipeline.service.client.settings import ClientSettings
+from schemas.document import DataFile
+from schemas.episode import Episode
+from schemas.errors import (
+    BusyError,
+    DamagedStoreError,
+    NotFoundError,
+    OutOfTimeError,
+    TransientError,
+)
+from schemas.pulls import (
+    BlockFiles,
+    EpisodesTicket,
+    Place,
+    TailTicket,
+    VersionsTicket,
+    decode_episode,
+    read_said,
+)
+
+REMEMBERED = 100_000
+"""Ids that a tail remembers, so that it yields none twice after it connected anew."""
+
+
+@dataclass(frozen=True)
+class Tailed:
+    """One episode of a tail."""
+
+    server: str
+    offset: int
+    """Of its end, or what the version that has it holds of the log; go on after it."""
+    episode: Episode
+
+
+class Pulls:
+    """Asks the servers of one store, the next one after each failure."""
+
+    def __init__(self, addresses: Addresses, settings: ClientSettings) -> None:
+        self._addresses = addresses
+        self._settings = settings
+
+    def tail(self, ticket: TailTicket) -> Iterator[Tailed]:
+        """Yields episodes as they become durable; connects anew where it broke off."""
+        seen: OrderedDict[str, None] = OrderedDict()
+        backoff, until = Backoff(self._settings), self._until()
+        while True:
+            try:
+                for batch, data in self._messages(ticket.encoded()):
+                    backoff.reset()
+                    until = self._until()
+                    place = read_said(Place, data)
+                    for offset, episode in _episodes(batch):
+                        if episode.episode_id not in seen:
+                            seen[episode.episode_id] = None
+                            if len(seen) > REMEMBERED:
+                                seen.popitem(last=False)
+                            yield Tailed(place.server, offset, episode)
+                    said = {"server": place.server, "after": place.through, "version": None}
+                    ticket = ticket.model_copy(update=said)
+                return
+            except TransientError as error:
+                if isinstance(error, OutOfTimeError) or not ticket.follow:
+                    raise
+                _wait(error, backoff, until)
+
+    def episodes(self, ticket: EpisodesTicket) -> Iterator[Episode]:
+        """Yields episodes of a version."""
+        for batch, _ in self._messages(ticket.encoded()):
+            for _, episode in _episodes(batch):
+                yield episode
+
+    def versions(self, ticket: VersionsTicket) -> pa.Table:
+        """Returns the history of a reference, newest first."""
+        return pa.Table.from_batches([batch for batch, _ in self._messages(ticket.encoded())])
+
+    def blocks(self, ref: str, root: Path | None) -> Iterator[tuple[BlockFiles, dict[str, Any]]]:
+        """Yields the blocks of a version with their files, each held against its checksum.
+
+        Args:
+            ref: the version.
+            root: the store's folder where this machine has it: files in it are mapped, and
+                nothing outside it is ever opened.
+        """
+        command = EpisodesTicket(ref=ref).encoded()
+        client, at = self._addresses.connect()
+        try:
+            descriptor = fl.FlightDescriptor.for_command(command)
+            options = self._addresses.options(self._settings.connect_seconds)
+            info = client.get_flight_info(descriptor, options)
+        except WIRE as error:
+            self._addresses.failed(at)
+            raise error_of(error) from None
+        finally:
+            client.close()
+        for endpoint in info.endpoints:
+            files = read_said(BlockFiles, endpoint.app_metadata)
+            uris = [location.uri.decode() for location in endpoint.locations]
+            found = _mapped(files, uris, root) if root is not None else None
+            yield files, found or self._pulled(endpoint.ticket.ticket, files)
+
+    def _pulled(self, ticket: bytes, files: BlockFiles) -> dict[str, Any]:
+        pieces: dict[str, list[pa.Buffer]] = {}
+        for batch, _ in self._messages(ticket):
+            for key, data in zip(batch["key"].to_pylist(), batch["data"], strict=True):
+                pieces.setdefault(key, []).append(data.as_buffer())
+        found: dict[str, Any] = {}
+        for file in files.files:
+            parts = pieces.get(file.key, [])
+            data = parts[0] if len(parts) == 1 else pa.py_buffer(b"".join(map(memoryview, parts)))
+            found[file.key] = _checked(file, data)
+        return found
+
+    def _messages(self, ticket: bytes) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        client, at = self._addresses.connect()
+        reader = None
+        try:
+            reader = client.do_get(fl.Ticket(ticket), self._addresses.options())
+            while True:
+                try:
+                    chunk = reader.read_chunk()
+                except StopIteration:
+                    reader = None
+                    return
+                metadata = chunk.app_metadata
+                yield chunk.data, metadata.to_pybytes() if metadata is not None else b""
+        except WIRE as error:
+            self._addresses.failed(at)
+            raise error_of(error) from None
+        finally:
+            with suppress(*WIRE):
+                if reader is not None:
+                    reader.cancel()
+                client.close()
+
+    def _until(self) -> float | None:
+        seconds = self._settings.retry_seconds
+        return None if seconds is None else time.monotonic() + seconds
+
+
+def _episodes(batch: pa.RecordBatch) -> Iterator[tuple[int, Episode]]:
+    for offset, data in zip(batch["offset"].to_pylist(), batch["episode"], strict=True):
+        yield offset, decode_episode(data.as_buffer())
+
+
+def _wait(error: TransientError, backoff: Backoff, until: float | None) -> None:
+    pause = backoff.pause(error.retry_after if isinstance(error, BusyError) else 0.0)
+    if until is not None and time.monotonic() + pause > until:
+        raise error
+    time.sleep(pause)
+
+
+def _mapped(files: BlockFiles, uris: list[str], root: Path) -> dict[str, Any] | None:
+    """Returns the files as this machine has them below a folder; None if it has not."""
+    places = [Path(unquote(urlsplit(uri).path)) for uri in uris if uri.startswith("file://")]
+    home = root.resolve()
+    if not any(place.resolve().is_relative_to(home) for place in places):
+        return None
+    found: dict[str, Any] = {}
+    for file in files.files:
+        place = (home / file.key).resolve()
+        if not place.is_relative_to(home):
+            raise DamagedStoreError(
+                f"Expected a file within {home}, came {file.key[:128]!r}; nothing was opened."
+            )
+        if not place.is_file():
+            return None
+        with pa.memory_map(str(place)) as source:
+            found[file.key] = _checked(file, source.read_buffer())
+    return found
+
+
+def _checked(file: DataFile, data: pa.Buffer) -> pa.Buffer:
+    if data.size != file.bytes or f"{zlib.crc32(data):08x}" != file.crc32:
+        raise DamagedStoreError(
+            f"Expected {file.bytes} bytes with the checksum {file.crc32}, came {data.size} that "
+            f"differ; ask again.",
+            where=file.key,
+        )
+    return data
+
+
+def only(found: Iterator[Episode], episode_id: str) -> Episode:
+    """Returns the one episode that was asked for."""
+    for episode in found:
+        return episode
+    raise NotFoundError(f"Expected the episode {episode_id!r}, came none.")

@@ -1,0 +1,72 @@
+"""Settings of a client."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from schemas.errors import ConfigError
+
+TOKEN_VARIABLE = "PENSTOCK_TOKEN"
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """How a client behaves."""
+
+    producer: str | None = None
+    """Who sends: `STREAM:NAME` or a name, of letters, digits and `._:-`. Two clients at a time must
+    not share one. By default a name of this machine and some random digits."""
+    ack: Literal["received", "durable", "store"] = "durable"
+    """When an episode counts as pushed: when the service has it, when it would outlive a crash, or
+    when it is in a version."""
+    window: int = 64
+    """Puts on their way that are not acknowledged."""
+    put_bytes: int = 256 << 10
+    """About how much one put holds."""
+    buffer_bytes: int = 256 << 20
+    """Of what is not acknowledged, all kept in memory to be sent again; then adding waits."""
+    retry_seconds: float | None = 60.0
+    """After its end, how long an episode is sent again and again; None for ever."""
+    ack_seconds: float = 30.0
+    """Without any acknowledgement for so long, the client connects anew, elsewhere if it can."""
+    connect_seconds: float = 10.0
+    """How long one call may take that is no stream."""
+    keepalive_seconds: float = 10.0
+    """How soon a connection is probed that went silent; it is given up after half of that again."""
+    backoff_seconds: float = 0.05
+    """Before the second try; doubled each time, up to `max_backoff_seconds`, and up to half more by
+    chance, so that clients do not come back all at once."""
+    max_backoff_seconds: float = 5.0
+    tls_root_certs: Path | None = None
+    """The authority that signed the service's certificate, in PEM; by default the system's."""
+    seed: int | None = None
+    """Of the chance in the pauses."""
+
+    def __post_init__(self) -> None:
+        numbers = {"window": self.window, "put_bytes": self.put_bytes}
+        wrong = [name for name, value in numbers.items() if value < 1]
+        if wrong or self.buffer_bytes < self.put_bytes:
+            raise ConfigError(
+                f"Expected a window and puts of at least 1, and a buffer that holds a put, came "
+                f"{self.window}, {self.put_bytes} and {self.buffer_bytes}."
+            )
+
+
+def producer_name(settings: ClientSettings) -> str:
+    """Returns the name that a client sends under."""
+    if settings.producer is not None:
+        return settings.producer
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64].lstrip("._-") or "actor"
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def token_text(token: str | None) -> str | None:
+    """Returns the token that is given, else the one of the environment, else None."""
+    text = token if token is not None else os.environ.get(TOKEN_VARIABLE)
+    return text.strip() if text else None
