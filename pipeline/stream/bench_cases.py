@@ -40,6 +40,7 @@ _VARIANTS = {
     "numpy": ", NumPy arrays",
     "take": ", numpy.take",
     "select": ", torch.index_select",
+    "single": ", one batch at once",
     "cached": ", cache filled before",
     "windowed": ", windowed",
     "shards": ", shards alone",
@@ -106,7 +107,7 @@ CONTENDERS: tuple[Contender, ...] = (
         CEILING,
         "ceiling",
         _HERE / "bench_ceilings.py",
-        ("l1_take", "l1_select", "l2_select", "l3", "l4_take", "l4_select"),
+        tuple("l1_single l1_take l1_select l2_single l2_select l3 l4_take l4_select".split()),
         writes=(NUMBERS,),
     ),
     Contender(

@@ -33,14 +33,24 @@ _CUTS = ((0, 11), (11, 14), (14, 15), (WORDS, WORDS + 11), (15, 16))
 """Columns of a (row, next row) pair that a training step reads."""
 
 
+def l1_single(place: Path) -> Callable[[], Batch]:
+    """numpy.take on a matrix of 27 columns, each batch by itself and for good."""
+    matrix, cuts = _rows(place)
+    random = np.random.default_rng(0)
+
+    def batch() -> Batch:
+        drawn = random.integers(0, len(matrix), BATCH)
+        taken = torch.from_numpy(np.take(matrix, drawn, axis=0, mode="clip"))
+        return [taken[:, start:stop] for start, stop in cuts]
+
+    return batch
+
+
 def l1_take(place: Path) -> Callable[[], Batch]:
     """numpy.take on a matrix of 27 columns, 64 batches at once."""
-    source = read_source(place)
-    columns = [source[n] for n in ("observations", "actions", "rewards", "next_observations")]
-    matrix = np.concatenate([_flat(c) for c in [*columns, source["terminated"]]], axis=1)
+    matrix, cuts = _rows(place)
     random = np.random.default_rng(0)
     buffer = np.empty((AT_ONCE * BATCH, matrix.shape[1]), np.float32)
-    cuts = ((0, 11), (11, 14), (14, 15), (15, 26), (26, 27))
 
     def gather() -> torch.Tensor:
         drawn = random.integers(0, len(matrix), len(buffer))
@@ -64,6 +74,20 @@ def l2_select(place: Path) -> Callable[[], Batch]:
     starts = steps[_fits(place, WINDOW)]
     shape = (WINDOWS_AT_ONCE, WINDOWS, WINDOW, WORDS)
     return _cut(_selected(windows, starts, shape), ((0, 11), (11, 14), (14, 15)))
+
+
+def l2_single(place: Path) -> Callable[[], Batch]:
+    """torch.index_select on overlapping windows within episodes, each batch by itself."""
+    records, steps = _packed(place)
+    windows = records.as_strided((len(records) - WINDOW + 1, WINDOW * WORDS), (WORDS, 1))
+    starts = steps[_fits(place, WINDOW)]
+
+    def batch() -> Batch:
+        drawn = starts.index_select(0, torch.randint(len(starts), (WINDOWS,)))
+        taken = windows.index_select(0, drawn).view(WINDOWS, WINDOW, WORDS)
+        return [taken[..., start:stop] for start, stop in ((0, 11), (11, 14), (14, 15))]
+
+    return batch
 
 
 def l3(place: Path) -> Iterator[Batch]:
@@ -151,6 +175,14 @@ def _selected(
         return buffer.view(shape)
 
     return gather
+
+
+def _rows(place: Path) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:
+    """All that a training step reads of each transition, side by side, and where its parts lie."""
+    source = read_source(place)
+    columns = [source[n] for n in ("observations", "actions", "rewards", "next_observations")]
+    matrix = np.concatenate([_flat(c) for c in [*columns, source["terminated"]]], axis=1)
+    return matrix, ((0, 11), (11, 14), (14, 15), (15, 26), (26, 27))
 
 
 def _packed(place: Path) -> tuple[torch.Tensor, torch.Tensor]:

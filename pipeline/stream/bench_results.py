@@ -71,6 +71,9 @@ def ratios(workload: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     peers = [row for row in rows if row["kind"] == "peer"]
     found = {
         CEILING: ours["best_of_ceiling"],
+        f"{CEILING}, one batch at once": over(
+            [row for row in rows if row["function"].endswith("_single")]
+        ),
         "TorchRL": over([row for row in peers if row["name"].startswith("TorchRL")]),
         "CORL's pattern": over([row for row in peers if row["name"].startswith("CORL")]),
         "fastest peer": over(peers),
