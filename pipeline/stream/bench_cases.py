@@ -107,7 +107,10 @@ CONTENDERS: tuple[Contender, ...] = (
         CEILING,
         "ceiling",
         _HERE / "bench_ceilings.py",
-        tuple("l1_single l1_take l1_select l2_single l2_select l3 l4_take l4_select".split()),
+        (
+            *("l1_single", "l1_take", "l1_select", "l2_single", "l2_select"),
+            *("l3", "l4_take", "l4_select"),
+        ),
         writes=(NUMBERS,),
     ),
     Contender(
