@@ -19,6 +19,10 @@ StreamSet = Annotated[
     list[str] | None,
     typer.Option("--stream", metavar="KEY=VALUE", help="A setting of the stream: sampler=shuffle."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="BYTES", help="What the stream may hold: 4GB."),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 Env = Annotated[str, typer.Option("--env", help="A registered Gymnasium environment.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
@@ -56,6 +60,7 @@ def train(
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
     set: Set = None,
     stream: StreamSet = None,
+    memory: Memory = None,
     device: Device = "cpu",
     resume: Resume = False,
     json: Json = False,
@@ -71,7 +76,7 @@ def train(
             out=out if seeds == 1 else str(Path(out) / f"seed-{seed + number}"),
             steps=steps,
             settings=_settings(set),
-            stream=_settings(stream, "--stream"),
+            stream=_stream_settings(stream, memory),
             batch_size=batch_size,
             seed=seed + number,
             discount=discount,
@@ -104,6 +109,7 @@ def finetune(
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
     set: Set = None,
     stream: StreamSet = None,
+    memory: Memory = None,
     device: Device = "cpu",
     resume: Resume = False,
     json: Json = False,
@@ -126,7 +132,7 @@ def finetune(
             "exploration": exploration,
             "noise": noise,
             "settings": _settings(set),
-            "stream": _settings(stream, "--stream"),
+            "stream": _stream_settings(stream, memory),
             "join_successes": join_successes,
             "seed": seed,
             "device": device,
@@ -154,6 +160,11 @@ def evaluate(
     evaluation = run_evaluation(learner, env, episodes)
     data = tuple(Pinned(**pinned) for pinned in checkpoint.document.get("data", ()))
     _tell([RunResult(run, checkpoint.algo, checkpoint.step, 0.0, data, evaluation)], json)
+
+
+def _stream_settings(pairs: list[str] | None, memory: str | None) -> dict[str, Any]:
+    settings = _settings(pairs, "--stream")
+    return settings if memory is None else {**settings, "memory": memory}
 
 
 def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:

@@ -339,7 +339,10 @@ def test_training_takes_settings_of_streams_and_episodes_are_counted(penstock, t
     assert (code, "--stream KEY=VALUE" in err) == (2, True)
     given = ("sampler=shuffle", "follow=main", "follow_every=2")
     stream = [word for setting in given for word in ("--stream", setting)]
-    assert penstock(*train, "--steps", 4, *stream)[0] == 0
+    assert penstock(*train, "--steps", 4, *stream, "--memory", "1 lot")[0] == 2
+    assert penstock(*train, "--steps", 4, *stream, "--memory", "64MB")[0] == 0
+    kept = json.loads((run / "run.json").read_text())["config"]["stream"]
+    assert kept["memory"] == "64MB"
     rows: dict[str, int] = {}
     for step in range(4):
         made = as_json(penstock("replay", run, "--step", step, "--json"))
