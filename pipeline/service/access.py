@@ -37,6 +37,11 @@ RULES: Mapping[tuple[str, str], tuple[Scope, ...] | None] = {
     ("DELETE", "/v1/tags/{name}"): ("curate",),
     ("POST", "/v1/curate"): ("curate",),
     ("POST", "/v1/rollouts"): ("push",),
+    ("GET", "/v1/learners"): ("pull",),
+    ("POST", "/v1/learners/{run}"): ("pull",),
+    ("GET", "/v1/policies"): ("push", "pull"),
+    ("GET", "/v1/policies/{run}"): ("push", "pull"),
+    ("PUT", "/v1/policies/{run}/{step}"): ("curate",),
 }
 """Which scopes open a route, any of them; `admin` opens all. A route that is not here is none."""
 SAFE = ("GET", "HEAD", "OPTIONS")

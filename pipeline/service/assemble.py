@@ -202,6 +202,11 @@ class Episodes:
         self.bytes -= size
         self.ended_bytes -= size
 
+    def steps(self) -> int:
+        """Returns how many steps all of them have so far; last rows are none."""
+        rows = sum(piece.rows for one in self._all() for piece in one.pieces)
+        return rows - len(self.ended)
+
     def needed(self) -> int | None:
         """Returns the smallest offset that any of them needs; None if there are none."""
         return min((one.pieces[0].offset for one in self._all()), default=None)

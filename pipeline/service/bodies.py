@@ -11,7 +11,8 @@ from schemas.document import Document
 from schemas.errors import UsageError
 
 JSON = "application/json"
-ARROW = ("application/vnd.apache.arrow.stream", "application/octet-stream")
+OCTETS = "application/octet-stream"
+ARROW = ("application/vnd.apache.arrow.stream", OCTETS)
 
 
 class Asked(Document):
@@ -20,7 +21,7 @@ class Asked(Document):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-_Asked = TypeVar("_Asked", bound=Asked)
+_Asked = TypeVar("_Asked", bound=Document)
 
 
 async def read_json(request: Request, document: type[_Asked]) -> _Asked:
@@ -37,6 +38,16 @@ async def read_json(request: Request, document: type[_Asked]) -> _Asked:
         return document.model_validate_json(data)
     except ValidationError as error:
         raise UsageError(f"Expected a JSON object as documented, came {said(error)}.") from None
+
+
+async def read_octets(request: Request) -> bytes:
+    """Returns the body as it came.
+
+    Raises:
+        UsageError: if it does not say that it is bytes.
+    """
+    _check_type(request, (OCTETS,))
+    return await request.body()
 
 
 async def read_arrow(request: Request) -> bytes:

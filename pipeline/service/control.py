@@ -14,7 +14,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
-from pipeline.service import changes, health, rollouts, signing_in, versions
+from pipeline.service import (
+    changes,
+    health,
+    heartbeats,
+    policies,
+    rollouts,
+    signing_in,
+    versions,
+)
 from pipeline.service.access import RULES, allowed
 from pipeline.service.answers import error_answer, json_answer
 from pipeline.service.config import ServiceConfig
@@ -43,6 +51,11 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("DELETE", "/v1/tags/{name}", changes.delete_tag),
     ("POST", "/v1/curate", changes.curate),
     ("POST", "/v1/rollouts", rollouts.push),
+    ("GET", "/v1/learners", heartbeats.learners),
+    ("POST", "/v1/learners/{run}", heartbeats.beat),
+    ("GET", "/v1/policies", policies.listed),
+    ("GET", "/v1/policies/{run}", policies.newest),
+    ("PUT", "/v1/policies/{run}/{step}", policies.publish),
 )
 _SILENT: TelemetryConfig = {
     "tracing": False,

@@ -34,6 +34,8 @@ HEADERS = {
 """Of every answer; a route may set its own `cache-control`."""
 LARGE = "/v1/rollouts"
 """The route whose bodies may be as long as an episode."""
+POLICIES = "/v1/policies/"
+"""The routes whose bodies may be as long as a policy."""
 SMALL = "/v1/session"
 SMALL_BYTES = 4096
 """Of the bodies of the one route that reads what anybody sends."""
@@ -75,7 +77,10 @@ class _Request:
         self._came = 0  # bytes of the body
         self._is_whole = False
         own = {LARGE: state.config.max_body_bytes, SMALL: SMALL_BYTES}
-        self._most = own.get(scope["path"], state.config.max_json_bytes)
+        most = own.get(scope["path"], state.config.max_json_bytes)
+        if scope["path"].startswith(POLICIES) and scope["method"] == "PUT":
+            most = state.config.max_body_bytes
+        self._most = most
         scope["penstock"] = self._trace
 
     async def serve(self, app: ASGIApp) -> None:

@@ -94,6 +94,7 @@ def _status(state: ControlState) -> dict[str, Any]:
     return {
         "store": state.store.id,
         "log": _scrubbed(state.log.status()),
+        "ports": state.ports,
         "open_streams": state.quotas.open_streams,
         "limits": {
             "body_bytes": state.config.max_body_bytes,

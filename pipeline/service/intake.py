@@ -55,6 +55,9 @@ class Hooks:
     written: Callable[[Written], None] = lambda _: None
     failed: Callable[[LogFailedError], None] = lambda _: None
     """The log can write no more: the process should end and be started again."""
+    may_begin: Callable[[Callable[[], int]], None] = lambda _: None
+    """Raises `BusyError` while no episode should begin; is given what counts the steps of all
+    episodes that are in no version yet."""
 
 
 class Branch(Protocol):
@@ -218,6 +221,7 @@ class Intake:
         found = self.episodes.find(producer, epoch, episode_id, header.start)
         self._admission.check(self.episodes.bytes, is_begun=found is not None)
         if found is None:
+            self._hooks.may_begin(self.episodes.steps)
             return Growing(producer, epoch, episode_id, schema, time.monotonic())
         if not found.schema.equals(schema, check_metadata=True):
             raise ResendError(

@@ -30,7 +30,9 @@ def control_port(state: ControlState) -> Iterator[str]:
         )
         thread.start()
         try:
-            yield f"{config.scheme}://{_shown(config.host)}:{listener.getsockname()[1]}"
+            url = f"{config.scheme}://{_shown(config.host)}:{listener.getsockname()[1]}"
+            state.addresses["control"] = url
+            yield url
         finally:
             server.should_exit = True
             thread.join()

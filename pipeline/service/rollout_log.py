@@ -122,7 +122,7 @@ class RolloutLog:
             self._admission,
             self._sealing,
             config.intake,
-            Hooks(self._on_written, self._hooks.failed),
+            Hooks(self._on_written, self._hooks.failed, self._hooks.may_begin),
         )
         try:
             self._intake.begin().result()

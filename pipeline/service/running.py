@@ -10,6 +10,7 @@ from pipeline.service.audit import AuditLog
 from pipeline.service.config import ServiceConfig
 from pipeline.service.group_commit import Written
 from pipeline.service.intake import Hooks
+from pipeline.service.learners import Learners
 from pipeline.service.metrics import ServiceMetrics
 from pipeline.service.quotas import Quotas
 from pipeline.service.rollout_log import RolloutLog, RolloutLogConfig
@@ -42,7 +43,8 @@ def running(
         ConfigError: if the tokens cannot be used.
     """
     metrics = ServiceMetrics()
-    with _log(store, config, metrics, failed) as log:
+    learners = Learners(metrics)
+    with _log(store, config, metrics, learners, failed) as log:
         book = first_token(config.token_path) if config.token_path is not None else None
         metrics.wal_unsealed_bytes.set_function(lambda: log.status()["unsealed_bytes"])
         metrics.seal_lag.set_function(lambda: log.status()["unsealed_seconds"])
@@ -56,6 +58,7 @@ def running(
             quotas=Quotas(config.max_streams, config.max_buffered_bytes),
             metrics=metrics,
             audit=AuditLog(config.wal / "audit.jsonl"),
+            learners=learners,
         )
 
 
@@ -63,14 +66,16 @@ def _log(
     store: Store,
     config: ServiceConfig,
     metrics: ServiceMetrics,
+    learners: Learners,
     failed: Callable[[LogFailedError], None],
 ) -> RolloutLog:
     def written(group: Written) -> None:
         metrics.wal_fsync.observe(group.sync_seconds)
         metrics.wal_group_size.observe(group.records)
 
-    def sealed(_: Sealed, seconds: float) -> None:
+    def sealed(done: Sealed, seconds: float) -> None:
         metrics.commit.observe(seconds)
+        learners.sealed(done)
 
     wanted = RolloutLogConfig(
         folder=config.wal,
@@ -81,4 +86,4 @@ def _log(
         max_unsealed_bytes=config.max_unsealed_bytes,
         disk_reserve_bytes=config.disk_reserve_bytes,
     )
-    return RolloutLog(store, wanted, Hooks(written, failed), sealed)
+    return RolloutLog(store, wanted, Hooks(written, failed, learners.check), sealed)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 from fastapi import Request
 
 from pipeline.service.audit import AuditLog
 from pipeline.service.config import ServiceConfig
+from pipeline.service.learners import Learners
 from pipeline.service.metrics import ServiceMetrics
 from pipeline.service.quotas import Quotas
 from pipeline.service.rollout_log import RolloutLog
@@ -41,10 +43,18 @@ class ControlState:
     quotas: Quotas
     metrics: ServiceMetrics
     audit: AuditLog
+    learners: Learners
+    addresses: dict[str, str] = field(default_factory=dict)
+    """URLs of the ports that listen: `data`, `control`."""
     threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(THREADS))
     """How much work on the store goes on at a time."""
     pushes: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(PUSHES))
     """How many episodes wait at a time until they are safe, which may be for the next seal."""
+
+    @property
+    def ports(self) -> dict[str, int | None]:
+        """Numbers of the ports that listen."""
+        return {name: urlsplit(url).port for name, url in self.addresses.items()}
 
 
 @dataclass

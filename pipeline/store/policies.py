@@ -73,6 +73,11 @@ def steps(catalog: Catalog, run: str) -> list[int]:
     return sorted(int(found[1]) for found in map(_FILE.match, names) if found)
 
 
+def runs(catalog: Catalog) -> list[str]:
+    """Returns the names of the runs that published policies."""
+    return sorted(name for name in catalog.objects.names(layout.POLICIES) if layout.is_name(name))
+
+
 def newest(catalog: Catalog, run: str, after: int = -1) -> Policy | None:
     """Returns a run's newest policy; None if it has none that is newer than a step.
 
@@ -82,9 +87,9 @@ def newest(catalog: Catalog, run: str, after: int = -1) -> Policy | None:
     while True:
         known = steps(catalog, run)
         if not known:
-            runs = sorted(catalog.objects.names(layout.POLICIES))
             raise NotFoundError(
-                f"Expected a run that publishes policies, came {run!r}; {suggest(run, runs)}",
+                f"Expected a run that publishes policies, came {run!r}; "
+                f"{suggest(run, runs(catalog))}",
                 where=catalog.url,
             )
         if known[-1] <= after:

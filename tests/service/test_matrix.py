@@ -6,7 +6,9 @@ import pytest
 from fastapi.routing import APIRoute
 
 from pipeline.service.access import RULES
+from pipeline.store.policies import publish
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
+from tests.service.publishing import OCTETS, policy
 
 WHO = ("none", "garbage", "expired", "revoked", "push", "pull", "curate", "admin", "browser")
 EXPECTED = {
@@ -27,6 +29,11 @@ EXPECTED = {
     ("DELETE", "/v1/tags/{name}"): "curate admin",
     ("POST", "/v1/curate"): "curate admin",
     ("POST", "/v1/rollouts"): "push admin",
+    ("GET", "/v1/learners"): "pull admin",
+    ("POST", "/v1/learners/{run}"): "pull admin",
+    ("GET", "/v1/policies"): "push pull admin",
+    ("GET", "/v1/policies/{run}"): "push pull admin",
+    ("PUT", "/v1/policies/{run}/{step}"): "curate admin",
 }
 """Who may what, written a second time on purpose."""
 
@@ -35,6 +42,7 @@ EXPECTED = {
 def port(tmp_path_factory):
     with service_in(tmp_path_factory.mktemp("matrix")) as found:
         found.store.tag("known", "main")
+        publish(found.store.catalog, "run", 1, policy(1))
         yield found
 
 
@@ -55,13 +63,16 @@ def test_who_may_what(port: Port, method: str, path: str, who: str):
         "/v1/tags/{name}": {"json": {"ref": "main:1"}},
         "/v1/curate": {"json": {"where": "length > 1", "preview": True}},
         "/v1/rollouts": {"content": body_of(episode(f"m-{who}")), "headers": dict(ARROW)},
+        "/v1/learners/{run}": {"json": {"step": 1, "version": "0" * 32}},
+        "/v1/policies/{run}/{step}": {"content": policy(1), "headers": dict(OCTETS)},
     }
     more = bodies.get(path, {}) if method in ("POST", "PUT") else {}
     if who == "garbage":
         more["headers"] = {**more.get("headers", {}), "authorization": "Bearer " + "x" * 60}
     if (method, path) == ("DELETE", "/v1/tags/{name}"):
         port.store.tag("known", "main:1")
-    place = path.format(ref="main", name="known" if method == "DELETE" else f"t-{who}")
+    name = "known" if method == "DELETE" else f"t-{who}"
+    place = path.format(ref="main", name=name, run="run", step=1)
     if who == "browser":  # an admin signed in
         _, cookie = port.state.sessions.begin(port.texts["admin"])
         said = {"origin": port.url, "cookie": f"penstock_session={cookie}"}

@@ -1,0 +1,224 @@
+"""What actors and learners ask a service's control port for: policies, and where things stand.
+
+It needs nothing but the standard library. Every call has its time, and every failure is an error of
+our tree: a service that is away is `TransientError` or `OutOfTimeError`, never silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.flight as fl
+
+from pipeline.service.client.connecting import SCHEMES, Addresses
+from pipeline.service.client.faults import WIRE, error_of, error_of_kind
+from pipeline.service.client.settings import ClientSettings, token_text
+from schemas.errors import ConfigError, OutOfTimeError, TransientError, UntrustedError
+from schemas.online import Heartbeat
+
+MAX_ANSWER = 64 << 20
+MAX_POLICY = 256 << 20
+_HTTP = ("http", "https")
+
+
+@dataclass(frozen=True)
+class ServiceAddresses:
+    """Where both ports of a service are."""
+
+    data: str
+    """`grpc://HOST:PORT` or `grpc+tls://HOST:PORT`."""
+    control: str
+    """`http://HOST:PORT` or `https://HOST:PORT`."""
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """A policy that a run published."""
+
+    step: int
+    """Updates that made it."""
+    data: bytes
+    """A safetensors file."""
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follows nothing: the answer is an error then."""
+
+
+class ControlClient:
+    """Calls the control port of one service.
+
+    Args:
+        address: of either port: `http://HOST:PORT` or `grpc://HOST:PORT`, or with TLS. The other
+            port is asked for.
+        token: by default that of the environment variable PENSTOCK_TOKEN, if there is one.
+        settings: how long a call may take, and who signed the certificate.
+
+    Raises:
+        ConfigError: if the address is none.
+    """
+
+    def __init__(
+        self, address: str, token: str | None = None, settings: ClientSettings | None = None
+    ) -> None:
+        scheme = urlsplit(address).scheme
+        if scheme not in (*SCHEMES, *_HTTP) or urlsplit(address).hostname is None:
+            raise ConfigError(
+                f"Expected the address of a service, such as grpc://127.0.0.1:8815 or "
+                f"http://127.0.0.1:8816, came {address!r}."
+            )
+        self.address = address.rstrip("/")
+        self._token = token_text(token)
+        self._settings = settings or ClientSettings()
+        self._found: ServiceAddresses | None = None
+        roots = self._settings.tls_root_certs
+        tls = ssl.create_default_context(cafile=None if roots is None else str(roots))
+        # Neither a proxy nor another place is told the token.
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls), _Stay()
+        )
+
+    def addresses(self) -> ServiceAddresses:
+        """Returns the addresses of both ports; the service is asked once.
+
+        Raises:
+            TransientError: if it does not answer.
+        """
+        if self._found is None:
+            scheme = urlsplit(self.address).scheme
+            has_tls = scheme in ("https", "grpc+tls")
+            if scheme in _HTTP:
+                other = self._beside("grpc+tls" if has_tls else "grpc", self.status(), "data")
+                self._found = ServiceAddresses(other, self.address)
+            else:
+                other = self._beside("https" if has_tls else "http", self._asked(), "control")
+                self._found = ServiceAddresses(self.address, other)
+        return self._found
+
+    def status(self) -> dict[str, Any]:
+        """Returns the state of the service: its store's id, its log, its ports."""
+        return self._json("GET", "/v1/status")
+
+    def head(self, branch: str = "main") -> dict[str, Any]:
+        """Returns the newest version of a branch: `version, number, branch, episodes, steps`.
+
+        Raises:
+            NotFoundError: if there is no such branch.
+        """
+        found: dict[str, Any] = self._json("GET", f"/v1/versions?ref={branch}&limit=1")
+        return dict(found["versions"][0])
+
+    def beat(self, run: str, beat: Heartbeat) -> dict[str, Any]:
+        """Says where a learner is; returns where the log stands."""
+        return self._json("POST", f"/v1/learners/{run}", beat.model_dump_json().encode())
+
+    def policies(self) -> dict[str, int]:
+        """Returns the runs that publish policies, and the newest step of each."""
+        found: dict[str, int] = self._json("GET", "/v1/policies")["policies"]
+        return found
+
+    def policy(self, run: str, after: int = -1) -> PolicyFile | None:
+        """Returns a run's newest policy; None if it has none of a later step.
+
+        Raises:
+            NotFoundError: if the run never published any.
+            UntrustedError: if it did not arrive as it was sent.
+        """
+        data, headers = self._call("GET", f"/v1/policies/{run}?after={after}", most=MAX_POLICY)
+        if not data:
+            return None
+        if hashlib.sha256(data).hexdigest() != headers.get("x-penstock-sha256"):
+            raise UntrustedError("Expected a policy as it was sent, came another; ask again.")
+        return PolicyFile(int(headers["x-penstock-step"]), data)
+
+    def publish(self, run: str, step: int, data: bytes) -> None:
+        """Publishes a run's policy, a safetensors file; needs the scope `curate`."""
+        self._call("PUT", f"/v1/policies/{run}/{step}", data, "application/octet-stream")
+
+    # -- within --------------------------------------------------------------------------------
+
+    def _beside(self, scheme: str, status: dict[str, Any], name: str) -> str:
+        port = status.get("ports", {}).get(name)
+        if port is None:
+            raise TransientError(
+                f"Expected a service with a {name} port, came one without; it may be starting.",
+                where=self.address,
+            )
+        host = urlsplit(self.address).hostname or ""
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def _asked(self) -> dict[str, Any]:
+        """The state of the service, by its data port."""
+        known = Addresses(self.address, self._settings, self._token)
+        client, _ = known.connect()
+        try:
+            options = known.options(self._settings.connect_seconds)
+            (answer,) = client.do_action(fl.Action("status", b""), options)
+            found: dict[str, Any] = json.loads(answer.body.to_pybytes())
+        except WIRE as error:
+            raise error_of(error) from None
+        finally:
+            client.close()
+        return found
+
+    def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
+        data, _ = self._call(method, path, body, "application/json")
+        found = json.loads(data)
+        return dict(found)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        kind: str = "application/json",
+        most: int = MAX_ANSWER,
+    ) -> tuple[bytes, dict[str, str]]:
+        is_http = urlsplit(self.address).scheme in _HTTP
+        url = (self.address if is_http else self.addresses().control) + path
+        headers = {} if self._token is None else {"authorization": f"Bearer {self._token}"}
+        if body is not None:
+            headers["content-type"] = kind
+        request = urllib.request.Request(url, body, headers, method=method)
+        try:
+            with self._opener.open(request, timeout=self._settings.connect_seconds) as answer:
+                data = answer.read(most + 1)
+                told = {name.lower(): value for name, value in answer.headers.items()}
+        except urllib.error.HTTPError as error:
+            raise self._refusal(error) from None
+        except TimeoutError:
+            raise OutOfTimeError(
+                f"Expected an answer within {self._settings.connect_seconds:g} s, came none; look "
+                f"whether the service runs.",
+                where=url,
+            ) from None
+        except (OSError, ValueError) as error:  # a URLError is an OSError
+            if not is_http:
+                self._found = None  # it may have come back with other ports
+            raise TransientError(
+                f"Expected a service that answers, came: {getattr(error, 'reason', error)}; check "
+                f"the address, and that it runs.",
+                where=url,
+            ) from None
+        if len(data) > most:
+            raise UntrustedError(f"Expected an answer of at most {most:,} bytes, came more.")
+        return data, told
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        with contextlib.closing(error):
+            try:
+                said = json.loads(error.read(1 << 16))["error"]
+                kind, message = str(said["kind"]), str(said["message"])
+            except (ValueError, KeyError, TypeError, OSError):
+                return TransientError(f"The service answered {error.code}.", where=self.address)
+            wait = error.headers.get("retry-after", "")
+            return error_of_kind(kind, message, float(wait) if wait.isdigit() else None)
