@@ -28,6 +28,7 @@ from pipeline.cli import (
     report,
     residuals,
     runs,
+    serve,
     suggest,
     token,
 )
@@ -62,7 +63,7 @@ def _app(
 
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, cache, learn, runs, bench, token),
+    *(curate, annotate, maintain, cache, learn, runs, bench, serve, token),
 ):
     group.register(app)
 

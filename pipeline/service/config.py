@@ -47,6 +47,10 @@ class ServiceConfig(Document):
     """Of the log; above it pushes are refused until some is sealed."""
     disk_reserve_bytes: int = Field(default=GIB, ge=0)
     """Room on the log's disk below which pushes are refused."""
+    compact_every: float = Field(default=300.0, gt=0)
+    """Seconds between two looks whether small parts can be joined."""
+    drain_seconds: float = Field(default=10.0, gt=0)
+    """How long open streams have to end when the server is told to."""
     max_streams: int = Field(default=256, ge=1)
     """Open streams of all tokens together."""
     max_body_bytes: int = Field(default=64 * MIB, ge=1)

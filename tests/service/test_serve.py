@@ -1,0 +1,145 @@
+"""`penstock serve` as a real process: from ready to a graceful end, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.store.store import open_store
+from schemas.errors import PenstockError
+from schemas.identity import digest
+from tests.service.ports import episode
+from tests.service.servers import ARGUMENTS, serving
+
+
+def children(pid: int) -> list[str]:
+    return [
+        name
+        for name in os.listdir("/proc")
+        if name.isdigit() and parent_of(Path("/proc") / name / "stat") == pid
+    ]
+
+
+def parent_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+def test_from_ready_to_the_end(tmp_path: Path) -> None:
+    """Pushed, acknowledged, sealed into a version; the end leaves nothing undone."""
+    store = tmp_path / "store"
+    with serving(store, "--seal-every", "200ms") as server:
+        assert server.token_file == str(store / "wal" / "token")
+        assert Path(server.token_file).stat().st_mode & 0o777 == 0o600
+        with server.client(ack="store") as client:
+            offset = client.push(episode("e0"))
+        assert open_store(store).version().episode("e0").length == 12
+        with server.client() as client:
+            assert client.push(episode("e1")) > offset
+            with urllib.request.urlopen(f"{server.control}/readyz") as answer:
+                assert json.load(answer)
+            assert children(server.process.pid) == []
+            assert server.end() == 0
+    found = open_store(store).version()
+    assert found.episodes()["episode_id"].to_pylist() == ["e0", "e1"]
+    assert digest(found.episode("e1")) == digest(episode("e1"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_amid_pushes_loses_nothing(number: int, tmp_path: Path) -> None:
+    """What was acknowledged is sealed; what was not is sent to the next server."""
+    store = tmp_path / "store"
+    acked: list[str] = []
+    with serving(store) as first:
+        client = first.client(retry_seconds=0.5, put_bytes=600)
+        has_some = threading.Event()
+
+        def push() -> None:
+            for k in range(10_000):
+                try:
+                    client.push(episode(f"e{k}", length=30))
+                except PenstockError:
+                    return
+                acked.append(f"e{k}")
+                if k == 20:
+                    has_some.set()
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        assert has_some.wait(60)
+        assert first.end(number) == 0
+        thread.join()
+        client.close()
+    found = open_store(store).version().episodes()["episode_id"].to_pylist()
+    assert len(found) == len(set(found))
+    assert set(acked) <= set(found)
+    assert len(found) <= len(acked) + 1
+
+
+def test_a_start_after_a_kill_goes_on(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with serving(store, "--seal-every", "1h") as first:
+        with first.client() as client:
+            client.push(episode("e0"))
+        first.end(signal.SIGKILL)
+    with serving(store, "--seal-every", "1h") as second:
+        with second.client() as client:
+            assert [one.episode.episode_id for one in client.tail()] == ["e0"]
+        assert second.end() == 0
+    assert open_store(store).version().episodes()["episode_id"].to_pylist() == ["e0"]
+
+
+def test_two_servers_share_nothing(tmp_path: Path) -> None:
+    """Neither a log nor a port: each is told with its exit code and one sentence."""
+    store = tmp_path / "store"
+
+    def run(*arguments: str) -> tuple[int, dict[str, str]]:
+        command = [sys.executable, "-m", "penstock", "serve", *ARGUMENTS, *arguments, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in done.stderr
+        return done.returncode, json.loads(done.stdout)["error"]
+
+    with serving(store) as server:
+        code, error = run(str(store))
+        assert (code, error["kind"]) == (4, "lock_held")
+        port = server.data.rpartition(":")[2]
+        code, error = run(str(store), "--wal", str(tmp_path / "w"), "--port", port)
+        assert (code, error["kind"]) == (2, "usage")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        (("--host", "0.0.0.0"), "bad_config", "--tls-cert"),
+        (("--seal-every", "soon"), "usage", "500ms"),
+        (("--tls-cert", "no-file"), "bad_config", "--tls-key"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    arguments: tuple[str, ...],
+    kind: str,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["serve", str(tmp_path / "s"), *arguments, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["kind"] == kind
+    assert says in error["message"]
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_store_behind_a_url_needs_a_log_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "s3://bucket/store", "--json"]) == 2
+    assert "--wal" in json.loads(capsys.readouterr().out)["error"]["message"]
