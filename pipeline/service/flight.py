@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -121,8 +122,7 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
             caller_of(context).check(_ANY)
             if action.type != "status":
                 raise NotFoundError(f"Expected the action 'status', came {action.type[:64]!r}.")
-            status = {**self._state.log.status(), "ports": self._state.ports}
-            return [json.dumps(plain(status)).encode()]
+            return [json.dumps(plain(self._state.log.status())).encode()]
 
     # -- what Flight would answer with a traceback ----------------------------------------------
 
@@ -177,29 +177,35 @@ def data_port(state: ControlState) -> Iterator[tuple[DataServer, str]]:
         ConfigError: if the certificate is none.
     """
     config = state.config
+    _check_free(config.host.strip("[]"), config.port)
     scheme = "grpc+tls" if config.tls_cert is not None else "grpc"
     host = f"[{config.host.strip('[]')}]" if ":" in config.host else config.host
     try:
         server = DataServer(state, f"{scheme}://{host}:{config.port}")
     except (pa.ArrowException, OSError) as error:
-        if config.tls_cert is not None:
-            raise ConfigError(
-                f"Expected a free port and a certificate with its key in PEM for the data port, "
-                f"came {host}:{config.port} and {config.tls_cert.name}.",
-                where=str(config.tls_cert),
-            ) from error
-        raise UsageError(
-            f"Expected a free port to listen at, came {host}:{config.port}; name another with "
-            f"--port.",
+        raise ConfigError(
+            f"Expected an address of this machine, and a certificate with its key in PEM if any, "
+            f"came {host}:{config.port} and {config.tls_cert}; the transport could not use them.",
             where=f"{host}:{config.port}",
         ) from error
-    url = f"{scheme}://{host}:{server.port}"
-    state.addresses["data"] = url
     try:
-        yield server, url
+        yield server, f"{scheme}://{host}:{server.port}"
     finally:
         server.streams.leave()
         stop(server, STOP_SECONDS)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Makes sure that nobody listens at a port: gRPC would share it, and get half of the calls."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise UsageError(
+            f"Expected a free port to listen at, came {host}:{port}: {error.strerror or error}; "
+            f"name another with --port.",
+            where=f"{host}:{port}",
+        ) from error
 
 
 def stop(server: DataServer, seconds: float) -> bool:
