@@ -66,10 +66,8 @@ def columns(opened: OpenVersion, drawn: Drawn) -> dict[str, np.ndarray]:
     if opened.sums.n_step is not None:
         found |= _n_steps(opened, opened.sums.n_step, numbers, anchors, positions)
     if opened.sums.returns is not None:
-        to_go = np.take(opened.sums.returns, steps, axis=0)
-        if config.has_steps:
-            to_go[found["mask"] == 0] = 0
-        found["returns_to_go"] = to_go
+        inside = found["mask"] > 0 if config.has_steps else np.ones(steps.shape, bool)
+        found |= opened.sums.to_go(steps, inside)
     if opened.goals is not None and drawn.goal_words is not None:
         rows, places = opened.goals.draw(index, numbers, positions, drawn.goal_words)
         records = opened.take(rows[..., None])

@@ -36,9 +36,7 @@ def plan_columns(opened: OpenVersion, drawn: Drawn) -> dict[str, np.ndarray]:
         found = _pairs(opened, anchors, positions)
     if opened.sums.n_step is not None:
         found |= _n_steps(opened, numbers, anchors, positions)
-    if opened.sums.returns is not None:
-        found["returns_to_go"] = np.take(opened.sums.returns, steps, axis=0)
-        found["returns_to_go"][~inside] = 0
+    found |= opened.sums.to_go(steps, inside)
     if opened.goals is not None and drawn.goal_words is not None:
         rows, places = opened.goals.draw(index, numbers, positions, drawn.goal_words)
         found[GOALS] = rows.astype(np.int64)

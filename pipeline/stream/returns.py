@@ -38,6 +38,22 @@ class Sums:
 
     n_step: NStep | None = None
     returns: np.ndarray | None = None  # (rows, ...) returns to go
+    steps: np.ndarray | None = None  # (rows,) int64, how many rewards each of those holds
+
+    def to_go(self, at: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns what batches hold of some steps, 0 where they are outside of their episode.
+
+        Args:
+            at: positions in the version's row layout, any shape.
+            inside: bool, as `at`.
+        """
+        if self.returns is None or self.steps is None:
+            return {}
+        found = {"returns_to_go": self.returns, "steps_to_go": self.steps}
+        taken = {name: np.take(values, at, axis=0) for name, values in found.items()}
+        for values in taken.values():
+            values[~inside] = 0
+        return taken
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def make_sums(
         return Sums()
     steps = _used_steps(spans, records, layout, added)
     real = np.dtype(np.float64 if config.dtype == "float64" else np.float32)
-    returns = None
+    returns = left = None
     if config.returns is not None:
         if "rewards" not in steps.rewards:
             raise UsageError(
@@ -84,9 +100,11 @@ def make_sums(
                 f"returns={config.returns!r} out, or stream the rewards too."
             )
         gamma = 1.0 if config.returns == "to_go" else config.discount
-        returns = _spread(_returns(steps, gamma), steps.at, rows, real)
+        returns = _spread(_to_go(steps, steps.rewards["rewards"], gamma), steps.at, rows, real)
+        ones = np.ones(len(steps.at))
+        left = _spread(_to_go(steps, ones, 1.0), steps.at, rows, np.dtype(np.int64))
     n_step = _n_steps(steps, config, rows, real) if config.n_step > 1 else None
-    return Sums(n_step, returns)
+    return Sums(n_step, returns, left)
 
 
 def _used_steps(
@@ -109,9 +127,9 @@ def _used_steps(
     )
 
 
-def _returns(steps: _Steps, gamma: float) -> np.ndarray:
-    """G_t = r_t + gamma (1 - terminated_t) G_t+1, (S, ...) float64."""
-    found = steps.rewards["rewards"].copy()
+def _to_go(steps: _Steps, values: np.ndarray, gamma: float) -> np.ndarray:
+    """G_t = x_t + gamma (1 - terminated_t) G_t+1 for values x, (S, ...)."""
+    found = values.copy()
     # Last steps of all episodes first, then those before them, and so on.
     order = np.argsort(steps.left, kind="stable")
     ends = np.cumsum(np.bincount(steps.left))

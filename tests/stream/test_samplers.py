@@ -242,15 +242,19 @@ def test_returns_are_the_sums_of_what_is_left(
     form = {"returns": returns, "discount": 0.9, "dtype": "float64", "cache_dir": cache}
     made = stream(version, batch_size=512, **form)
     batch = next(made)
-    for position, came in zip(batch["indices"].tolist(), batch["returns_to_go"], strict=True):
+    rows = zip(batch["indices"].tolist(), batch["returns_to_go"], batch["steps_to_go"], strict=True)
+    for position, came, steps in rows:
         place = known.place(position)
         left = np.asarray(known.episodes[place.episode].rewards)[
             place.t : known.steps(place.episode)[1]
         ]
         np.testing.assert_allclose(came, (left * gamma ** np.arange(len(left))).sum(), rtol=1e-12)
+        assert steps == len(left)
     assert "whose end is not known" in made.describe()
     window = next(stream(version, batch_size=64, sampler="window", window=5, **form))
-    assert (window["returns_to_go"][window["mask"] == 0] == 0).all()
+    for name in ("returns_to_go", "steps_to_go"):
+        assert (window[name][window["mask"] == 0] == 0).all()
+        assert (window[name][window["mask"] == 1] != 0).any()
     with pytest.raises(UsageError, match="rewards"):
         stream(version, fields=["observations"], returns=returns, cache_dir=cache)
 
