@@ -18,7 +18,7 @@ from torch import Tensor
 from learners.agents import Agents
 from learners.inputs import Scaler
 from learners.normaliser import Normaliser
-from learners.settings import LearnerSettings, read_settings
+from learners.settings import NO_NEEDS, LearnerSettings, StreamNeeds, read_settings
 from schemas.errors import UnknownNameError, suggest
 
 Batch = Mapping[str, Any]
@@ -66,6 +66,14 @@ class Learner(ABC):
         self.agents = Agents(seeds, device)
         self.build(normaliser.observation_dims, normaliser.action_dims)
 
+    @classmethod
+    def needs(cls, settings: Any) -> StreamNeeds:
+        """Returns what the algorithm asks of streams.
+
+        With a window, `update` is given batches of windows as they are; else only rows.
+        """
+        return NO_NEEDS
+
     @abstractmethod
     def build(self, states: int, actions: int) -> None:
         """Makes networks and optimisers for inputs of so many numbers."""
@@ -97,6 +105,22 @@ class Learner(ABC):
         """Returns the standard deviation (A,) of an agent's policy around `act`; 0 for none."""
         return torch.zeros_like(self.scaler.action_scale).cpu()
 
+    @torch.no_grad()
+    def explore(self, observations: Any, noise: Any, agent: int = 0) -> Tensor:
+        """Returns an agent's actions for standard normal numbers.
+
+        Args:
+            observations: (B, ...), nested like the space.
+            noise: (B, A).
+            agent: which one.
+
+        Returns:
+            (B, A) float64, in the environment's units, on the CPU; by default `act` with noise of
+            `spread`.
+        """
+        drawn = torch.as_tensor(noise, dtype=torch.float64)
+        return self.act(observations, agent).double() + self.spread(agent).double() * drawn
+
     def state(self, agent: int = 0) -> dict[str, Tensor]:
         """Returns everything that an agent's later updates depend on, as flat named tensors."""
         return self.agents.state(agent)
@@ -121,7 +145,12 @@ class Learner(ABC):
 
 ALGORITHMS: dict[str, str] = {
     "bc": "learners.bc:BC",
+    "cal_ql": "learners.cal_ql:CalQL",
+    "cql": "learners.cql:CQL",
     "iql": "learners.iql:IQL",
+    "rebrac": "learners.rebrac:ReBRAC",
+    "rlpd": "learners.rlpd:RLPD",
+    "td3_bc": "learners.td3_bc:TD3BC",
 }
 """Algorithm name to `module:Class`; loaded when asked for."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from learners.base import Batch
 from learners.normaliser import Normaliser, fit_normaliser
+from learners.settings import NO_NEEDS, StreamNeeds
 from pipeline.store.reader import Version
 from pipeline.store.store import open_store, parse_ref
 from pipeline.stream.cache import Progress as Packing
@@ -70,13 +71,20 @@ class Sampling:
     sampler: str = "transition"
     stream: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of streams, those of `learners.sampling`."""
+    needs: StreamNeeds = NO_NEEDS
+    """What the algorithm asks for."""
     episode_ids: bool = False
     """Whether batches name their episodes."""
 
+    @property
+    def rows(self) -> int:
+        """Rows of what one update takes."""
+        return self.batch_size * self.needs.batches
+
     def settings(self) -> dict[str, Any]:
         """Returns all settings of a stream."""
-        return {
-            "batch_size": self.batch_size,
+        found = {
+            "batch_size": self.rows,
             "seed": self.seed,
             "discount": self.discount,
             "device": self.device,
@@ -84,7 +92,9 @@ class Sampling:
             "sampler": self.sampler,
             "episode_ids": self.episode_ids,
             **self.stream,
+            **self.needs.stream(),
         }
+        return _with_sampler_of_windows(found)
 
 
 def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
@@ -124,7 +134,7 @@ def open_stream(
         return Stream(pinned[0].open(), progress=packing, **settings, run=run)
     return Mixture(
         [(Stream(one.open(), progress=packing, **settings), one.weight) for one in pinned],
-        batch_size=sampling.batch_size,
+        batch_size=sampling.rows,
         seed=sampling.seed,
         run=run,
     )
@@ -158,6 +168,7 @@ def open_growing(
     plain = {name: settings[name] for name in settings if name not in _OF_DEMONSTRATIONS}
     if settings["sampler"] == "weighted":  # by a column that rollouts do not have
         plain["sampler"] = "transition"
+        plain = _with_sampler_of_windows(plain)
     streams = [Stream(one.open(), **settings) for one in offline]
     grows = [growing.online]
     if growing.joins:
@@ -166,7 +177,7 @@ def open_growing(
     weights = growing_weights(offline, growing, [stream.transitions for stream in streams])
     return Mixture(
         list(zip(streams, weights, strict=True)),
-        batch_size=sampling.batch_size,
+        batch_size=sampling.rows,
         seed=sampling.seed,
         demonstration=[True] * len(offline) + [False] + [True] * growing.joins,
         run=run,
@@ -246,6 +257,13 @@ def float_fields(spec: DatasetSpec) -> tuple[str, ...]:
     if not found:
         raise SpecMismatchError(f"Expected a float observation field, came [{spec}].")
     return found
+
+
+def _with_sampler_of_windows(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a stream; where it has windows, with the sampler that draws those uniformly."""
+    has_windows = settings.get("window") is not None or settings.get("history", 0) > 0
+    is_uniform = settings["sampler"] == "transition"
+    return {**settings, "sampler": "window"} if has_windows and is_uniform else settings
 
 
 def _split_weight(reference: str) -> tuple[str, float]:

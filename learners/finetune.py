@@ -289,7 +289,7 @@ def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
     if run.batches is None:
         name = run_name(run.learner.name, run.id)
         run.batches = open_growing(run.offline, _grown(run), run.sampling, name)
-    batches = rows_of(iter(run.batches))
+    batches = rows_of(iter(run.batches), run.sampling.needs)
     for _ in range(due):
         losses = run.learner.update(next(batches))
     run.step += due
@@ -368,13 +368,16 @@ def _open(
     said = begun.get("sampling", begun["config"])
     kept = {name: said[name] for name in SAMPLED_AS_BEFORE if name in said}
     stream = {**kept.pop("stream", {}), **config.stream}
-    check_stream(stream, kept["sampler"])
+    needs = learner.needs(learner.settings)
+    check_stream(stream, kept["sampler"], needs)
     return _Run(
         id=run_id,
         learner=learner,
         offline=pinned,
         spec=only_spec([one.open() for one in pinned]),
-        sampling=Sampling(**kept, stream=stream, seed=config.seed, device=config.device),
+        sampling=Sampling(
+            **kept, stream=stream, needs=needs, seed=config.seed, device=config.device
+        ),
         store=open_store(config.into, create=True),
         branch=config.branch or f"rollouts-{run_id[:8]}",
         step=first,

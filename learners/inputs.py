@@ -13,6 +13,12 @@ from learners.normaliser import Normaliser
 from schemas.errors import SpecMismatchError
 from schemas.nesting import escape
 
+STEPWISE = (
+    *("observations", "actions", "rewards", "next_observations"),
+    *("terminated", "truncated", "discounts", "mask", "returns_to_go", "steps_to_go"),
+)
+"""Keys of batches that have an axis of steps where there are windows."""
+
 
 class Scaler:
     """A normaliser's numbers on one device.
@@ -83,6 +89,11 @@ def join_actions(actions: Any) -> Tensor:
     return _flat(actions)
 
 
+def at_step(batch: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Returns one step of the fields of windows, (B, T, ...) to (B, ...)."""
+    return {name: _at_step(batch[name], step) for name in STEPWISE if name in batch}
+
+
 def float_fields(observations: Any) -> tuple[str, ...]:
     """Returns the sorted full names of a batch's float fields: what a learner takes in.
 
@@ -110,6 +121,14 @@ def _named(root: str, value: Any) -> dict[str, Any]:
     for part, child in parts:
         leaves.update(_named(f"{root}/{part}", child))
     return leaves
+
+
+def _at_step(value: Any, step: int) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _at_step(child, step) for name, child in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_at_step(child, step) for child in value)
+    return value[:, step]
 
 
 def _is_float(array: Any) -> bool:

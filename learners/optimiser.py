@@ -8,7 +8,8 @@ take one call each, however many layers there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,19 @@ def descend(optimiser: torch.optim.Adam, loss: Tensor) -> Tensor:
     torch.autograd.backward(loss.sum())
     optimiser.step()
     return loss.detach()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Lets gradients pass through a network without reaching its own parameters."""
+    parameters = list(module.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def cosine_rate(rate: float, step: int, steps: int) -> float:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from learners.checkpoint import load_checkpoint
+from learners.base import learner_class
+from learners.checkpoint import Checkpoint, load_checkpoint
 from learners.data import Pinned, Sampling, open_growing, open_stream
 from learners.finetune import growing_at_first
 from learners.sampling import again_from
+from learners.settings import StreamNeeds, read_settings
 from pipeline.store.store import open_store
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
@@ -54,13 +56,14 @@ def replay(run: str, step: int) -> Replayed:
         NotFoundError: if there is no run, or a version is gone.
         UsageError: if the run had not come that far.
     """
-    document = load_checkpoint(Path(run)).document
+    checkpoint = load_checkpoint(Path(run))
+    document = checkpoint.document
     if document.get("stream") is None:
         raise UsageError("Expected a run that has drawn batches, came one without.", where=run)
     last = int(document["stream"]["step"])
     if not 0 <= step < last:
         raise UsageError(f"Expected a step from 0 to {last - 1}, came {step}.", where=run)
-    stream = _opened(document)
+    stream = _opened(document, _needs(checkpoint))
     stream.load_state_dict({**document["stream"], "step": step})
     versions = tuple(f"{v.store.url}@{v.id}" for v, _ in stream.members)
     batch = {
@@ -71,7 +74,12 @@ def replay(run: str, step: int) -> Replayed:
     return Replayed(run, step, versions, batch)
 
 
-def _opened(document: Mapping[str, Any]) -> Stream | Mixture:
+def _needs(checkpoint: Checkpoint) -> StreamNeeds:
+    kind = learner_class(checkpoint.algo)
+    return kind.needs(read_settings(kind.settings_kind, checkpoint.settings, checkpoint.algo))
+
+
+def _opened(document: Mapping[str, Any], needs: StreamNeeds) -> Stream | Mixture:
     config = document["config"]
     said = document.get("sampling", config)
     sampling = Sampling(
@@ -81,6 +89,7 @@ def _opened(document: Mapping[str, Any]) -> Stream | Mixture:
         device="cpu",
         sampler=said["sampler"],
         stream=again_from(said.get("stream", {})),
+        needs=needs,
         episode_ids=True,
     )
     pinned = tuple(Pinned(**one) for one in document["data"])

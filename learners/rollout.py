@@ -41,15 +41,14 @@ class Exploration:
     scale: float = 1.0
     """Standard deviation in the environment's units, or the factor on the learner's spread."""
 
-    def sigma(self, actor: Any, dims: int) -> np.ndarray:
-        """Returns the standard deviation of each action dim, (A,) float64."""
-        if self.kind == "none":
-            return np.zeros(dims)
-        if self.kind == "gaussian":
-            return np.full(dims, self.scale)
-        if not hasattr(actor, "spread"):
+    def actions(self, actor: Any, observations: Any, noise: np.ndarray) -> np.ndarray:
+        """Returns what an actor does with standard normal numbers (B, A), (B, A) float64."""
+        if self.kind != "policy":
+            scale = 0.0 if self.kind == "none" else self.scale
+            return np.asarray(actor.act(observations), np.float64) + scale * noise
+        if not hasattr(actor, "explore"):
             raise ConfigError("Expected an actor with a spread of its own for `policy` noise.")
-        return self.scale * np.asarray(actor.spread(), np.float64)
+        return np.asarray(actor.explore(observations, self.scale * noise), np.float64)
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,10 @@ class _Recording:
     def is_over(self) -> bool:
         return self.terminated or self.truncated
 
+    def drawn(self, dims: int) -> np.ndarray:
+        """Returns the next standard normal numbers of the episode; 0 after its end."""
+        return np.zeros(dims) if self.is_over else self.noise.standard_normal(dims)
+
     def step(self, action: np.ndarray) -> bool:
         """Acts once; True if that ended the episode."""
         self.latest, reward, terminated, truncated, info = self.environment.step(action)
@@ -164,16 +167,17 @@ class _Recording:
 def _play(actor: Actor, environments: list[Any], plan: Collection) -> Iterator[_Recording]:
     """Moves all slots at once; a slot without work stands still, so that shapes never change."""
     box = action_box(environments[0])
-    sigma = plan.exploration.sigma(actor, int(np.prod(box.shape)))
+    dims = int(np.prod(box.shape))
     slots = [_Recording(e, plan.first + k, plan) for k, e in enumerate(environments)]
     begun, past = len(slots), 0
     while not all(slot.is_over for slot in slots):
-        means = np.asarray(actor.act(_stack([slot.latest for slot in slots])), np.float64)
+        noise = np.stack([slot.drawn(dims) for slot in slots])
+        seen = _stack([slot.latest for slot in slots])
+        acted = plan.exploration.actions(actor, seen, noise)
         for place, slot in enumerate(slots):
             if slot.is_over:
                 continue
-            noise = sigma * slot.noise.standard_normal(len(sigma))
-            action = (means[place] + noise).reshape(box.shape).astype(np.float32)
+            action = acted[place].reshape(box.shape).astype(np.float32)
             if not slot.step(np.clip(action, box.low, box.high)):
                 continue
             yield slot

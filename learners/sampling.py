@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learners.base import Batch
+from learners.inputs import STEPWISE
+from learners.settings import NO_NEEDS, StreamNeeds
 from pipeline.stream.samplers import sampler_named
 from schemas.errors import ConfigError, UnknownNameError, suggest
 from schemas.stream import StreamConfig, stream_config
@@ -24,14 +26,13 @@ TAKEN = (
 )
 """What `--stream` may set."""
 OF_THE_RUN = ("batch_size", "seed", "discount", "device")
-STEPWISE = (
-    *("observations", "actions", "rewards", "next_observations"),
-    *("terminated", "truncated", "discounts", "mask"),
-)
-"""Keys that have an axis of steps where there are windows."""
 
 
-def check_stream(settings: Mapping[str, Any], sampler: str = "transition") -> None:
+def check_stream(
+    settings: Mapping[str, Any],
+    sampler: str = "transition",
+    needs: StreamNeeds = NO_NEEDS,
+) -> None:
     """Refuses settings of streams that a learner's run does not take.
 
     Raises:
@@ -54,6 +55,12 @@ def check_stream(settings: Mapping[str, Any], sampler: str = "transition") -> No
                 + f"; {suggest(name, TAKEN)}",
                 where=name,
             )
+        if name in needs.stream():
+            raise ConfigError(
+                f"Expected settings that the algorithm leaves open, came {name!r}, which it sets "
+                f"to {needs.stream()[name]} itself; leave it out.",
+                where=name,
+            )
     chosen = sampler_named(settings.get("sampler", sampler)).name
     if chosen == "prioritised":
         raise ConfigError(
@@ -74,10 +81,14 @@ def again_from(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in order_of(settings).items() if name not in FOLLOWING}
 
 
-def rows_of(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yields batches (B, ...) as they are, and those of windows (B, T, ...) as B * T rows."""
+def rows_of(batches: Iterator[Batch], needs: StreamNeeds) -> Iterator[Batch]:
+    """Yields batches (B, ...) as they are, and those of windows (B, T, ...) as B * T rows.
+
+    Windows that an algorithm asks for stay windows.
+    """
     for batch in batches:
-        yield as_rows(batch) if batch["mask"].ndim == 2 else batch
+        is_window = batch["mask"].ndim == 2 and needs.window is None
+        yield as_rows(batch) if is_window else batch
 
 
 def as_rows(batch: Batch) -> Batch:

@@ -7,7 +7,7 @@ person types is checked here, once: an unknown key is refused with the nearest k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,6 +26,25 @@ class LearnerSettings(Settings):
     standardise: bool = False
     """Standardise observations by the data's mean and standard deviation."""
 
+
+class StreamNeeds(Settings):
+    """What an algorithm asks of the streams that it learns from; nothing, if not said."""
+
+    batches: int = 1
+    """Batches that one update takes, as one of so many times the rows."""
+    history: int = 0
+    """Steps of a window before its anchor."""
+    window: int | None = None
+    """Steps of a window from its anchor on; None learns from single transitions."""
+    returns: Literal["to_go", "monte_carlo"] | None = None
+    """Whether it reads `returns_to_go`."""
+
+    def stream(self) -> dict[str, Any]:
+        """Returns the settings of streams that stand for it."""
+        return self.model_dump(exclude={"batches"}, exclude_defaults=True)
+
+
+NO_NEEDS = StreamNeeds()
 
 S = TypeVar("S", bound=Settings)
 

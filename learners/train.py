@@ -41,8 +41,8 @@ from learners.run import (
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
 from learners.sampling import check_stream, rows_of
-from learners.settings import Settings, read_settings
-from schemas.errors import NameTakenError
+from learners.settings import Settings, StreamNeeds, read_settings
+from schemas.errors import ConfigError, NameTakenError
 
 FIXED = ("algo", "data", "settings", "batch_size", "seed", "discount", "sampler")
 """Settings that a resumed run must share with its beginning."""
@@ -121,7 +121,7 @@ def train(config: TrainConfig, report: Report = silent) -> RunResult:
         if run.step == 0:  # so that a run that dies early goes on with the versions it began with
             save_checkpoint(folder, _checkpoint(run, config))
         metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
-        batches = rows_of(iter(run.stream))
+        batches = rows_of(iter(run.stream), _needs(config))
         while run.step < config.steps:
             until = _next_stop(run.step, config)
             with timer:
@@ -169,8 +169,8 @@ def _begin(config: TrainConfig, report: Report) -> _Run:
             "resume it or choose another folder.",
             where=config.out,
         )
-    check_stream(config.stream, config.sampler)
-    settings = _with_decay(config)
+    check_stream(config.stream, config.sampler, _needs(config))
+    settings = _with_the_runs(config)
     kind = learner_class(config.algo).settings_kind
     standardise = read_settings(kind, settings, config.algo).standardise
     pinned = pin(config.data)
@@ -186,7 +186,7 @@ def _resume(config: TrainConfig, report: Report) -> _Run:
     checkpoint = load_checkpoint(Path(config.out))
     document = checkpoint.document
     check_same(document["config"], config.model_dump(mode="json"), FIXED)
-    check_stream(config.stream, config.sampler)
+    check_stream(config.stream, config.sampler, _needs(config))
     check_same_stream(document["config"].get("stream", {}), config.stream)
     pinned = tuple(Pinned(**one) for one in document["data"])
     name = run_name(config.algo, document["run"])
@@ -200,12 +200,20 @@ def _packing(report: Report) -> Callable[[int, int], None]:
     return lambda done, of: report(Progress("pack", done, of))
 
 
-def _with_decay(config: TrainConfig) -> dict[str, Any]:
-    """The settings, with the policy's rate decaying over the run where nothing else is said."""
+def _with_the_runs(config: TrainConfig) -> dict[str, Any]:
+    """The settings, with those that depend on the run: its discount, its length for a decay."""
     fields = learner_class(config.algo).settings_kind.model_fields
-    if "policy_decay" in fields and "policy_decay" not in config.settings:
-        return {**config.settings, "policy_decay": config.steps}
-    return dict(config.settings)
+    settings = dict(config.settings)
+    if "discount" in settings:
+        raise ConfigError(
+            f"Expected the discount from the run, came a setting of {config.algo}; use --discount.",
+            where="discount",
+        )
+    if "discount" in fields:
+        settings["discount"] = config.discount
+    if "policy_decay" in fields:
+        settings.setdefault("policy_decay", config.steps)
+    return settings
 
 
 def _sampling(config: TrainConfig) -> Sampling:
@@ -216,7 +224,13 @@ def _sampling(config: TrainConfig) -> Sampling:
         device=config.device,
         sampler=config.sampler,
         stream=config.stream,
+        needs=_needs(config),
     )
+
+
+def _needs(config: TrainConfig) -> StreamNeeds:
+    kind = learner_class(config.algo)
+    return kind.needs(read_settings(kind.settings_kind, config.settings, config.algo))
 
 
 def _checkpoint(run: _Run, config: TrainConfig) -> Checkpoint:

@@ -28,7 +28,17 @@ NORMALISER = Normaliser(
 
 @pytest.mark.parametrize(
     ("algo", "settings"),
-    [("bc", {}), ("bc", {"dropout": 0.3}), ("iql", {}), ("iql", {"dropout": 0.3})],
+    [
+        ("bc", {}),
+        ("bc", {"dropout": 0.3}),
+        ("iql", {}),
+        ("iql", {"dropout": 0.3}),
+        ("td3_bc", {}),
+        ("rebrac", {}),
+        ("cql", {"samples": 2, "lagrange": 1.0}),
+        ("cal_ql", {"samples": 2}),
+        ("rlpd", {"updates": 2}),
+    ],
 )
 def test_a_restored_learner_goes_on_bit_for_bit(
     tmp_path: Path, algo: str, settings: dict[str, Any]
@@ -118,13 +128,21 @@ def _update(learner: Learner, steps: range) -> None:
             "a": torch.randn(16, 2, generator=generator),
             "b": torch.randn(16, generator=generator),
         }
-        learner.update(
-            {
-                "observations": states,
-                "next_observations": states,
-                "actions": torch.rand(16, 2, generator=generator),
-                "rewards": torch.randn(16, generator=generator),
-                "discounts": torch.full((16,), 0.99),
-                "mask": torch.ones(16, dtype=torch.bool),
-            }
-        )
+        batch = {
+            "observations": states,
+            "next_observations": states,
+            "actions": torch.rand(16, 2, generator=generator),
+            "rewards": torch.randn(16, generator=generator),
+            "discounts": torch.full((16,), 0.99),
+            "mask": torch.ones(16, dtype=torch.bool),
+            "returns_to_go": torch.randn(16, generator=generator),
+            "steps_to_go": torch.arange(1, 17),
+        }
+        learner.update(batch if learner.name != "rebrac" else _twice(batch))
+
+
+def _twice(value: Any) -> Any:
+    """Windows of two steps that are alike."""
+    if isinstance(value, dict):
+        return {name: _twice(child) for name, child in value.items()}
+    return torch.stack([value, value], dim=1)

@@ -59,8 +59,8 @@ class Constant:
         self.sizes.add(len(observations["count"]))
         return np.full((len(observations["count"]), 2), self.action)
 
-    def spread(self) -> np.ndarray:
-        return np.array([0.1, 0.0])
+    def explore(self, observations: Any, noise: np.ndarray) -> np.ndarray:
+        return self.act(observations) + np.array([0.1, 0.0]) * noise
 
 
 @pytest.fixture(autouse=True)
