@@ -147,6 +147,7 @@ ALGORITHMS: dict[str, str] = {
     "bc": "learners.bc:BC",
     "cal_ql": "learners.cal_ql:CalQL",
     "cql": "learners.cql:CQL",
+    "dt": "learners.dt:DT",
     "iql": "learners.iql:IQL",
     "rebrac": "learners.rebrac:ReBRAC",
     "rlpd": "learners.rlpd:RLPD",

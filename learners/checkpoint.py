@@ -70,8 +70,8 @@ def restore(
     return learner
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint into a run's folder and drops older ones; returns its path."""
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Returns a checkpoint as a safetensors file."""
     normaliser = checkpoint.normaliser
     tensors = {f"learner/{name}": tensor for name, tensor in checkpoint.tensors.items()}
     for name in ("mean", "scale", "action_scale"):
@@ -86,10 +86,15 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
         "sha256": _digest(tensors),
         "document": dict(checkpoint.document),
     }
+    return save(tensors, {"penstock": json.dumps(document)})
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint into a run's folder and drops older ones; returns its path."""
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{checkpoint.step:012d}.safetensors"
-    write_whole(path, save(tensors, {"penstock": json.dumps(document)}))
+    write_whole(path, encode_checkpoint(checkpoint))
     for older in _listed(run):
         if older != path:
             older.unlink()
@@ -119,8 +124,19 @@ def load_checkpoint(run: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError) as error:
         raise _damaged(path, str(error)) from error
-    if document["format"] != FORMAT or document["sha256"] != _digest(tensors):
-        raise _damaged(path, "another format, or contents that fail their checksum")
+    return decode_checkpoint(document, tensors, str(path))
+
+
+def decode_checkpoint(
+    document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> Checkpoint:
+    """Returns the checkpoint that a file's document and tensors are.
+
+    Raises:
+        UntrustedError: if they are not as they were written, or of another format.
+    """
+    if document.get("format") != FORMAT or document.get("sha256") != _digest(tensors):
+        raise _damaged(where, "another format, or contents that fail their checksum")
     parts = {name: tensors[f"normaliser/{name}"].numpy() for name in ("mean", "scale")}
     action_scale = tensors["normaliser/action_scale"].numpy()
     start = "learner/"
@@ -150,5 +166,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _damaged(path: Path, why: str) -> UntrustedError:
+def _damaged(path: Path | str, why: str) -> UntrustedError:
     return UntrustedError(f"Expected a whole checkpoint, came: {why}.", where=str(path))

@@ -15,7 +15,8 @@ from schemas.nesting import escape
 
 STEPWISE = (
     *("observations", "actions", "rewards", "next_observations"),
-    *("terminated", "truncated", "discounts", "mask", "returns_to_go", "steps_to_go"),
+    *("terminated", "truncated", "discounts", "mask"),
+    *("returns_to_go", "steps_to_go", "timesteps"),
 )
 """Keys of batches that have an axis of steps where there are windows."""
 

@@ -31,6 +31,22 @@ class Actor(Protocol):
         ...
 
 
+class Remembering(Protocol):
+    """What acts by what came before: an actor's `remembering(copies)` makes one, if it has that."""
+
+    def act(self, observations: Any) -> Any:
+        """As `Actor`, one row for each copy of the environment."""
+        ...
+
+    def begin(self, place: int) -> None:
+        """Tells that an episode begins in one copy."""
+        ...
+
+    def after(self, place: int, action: np.ndarray, reward: float) -> None:
+        """Tells what was done there at the observation shown last, (A,), and earned."""
+        ...
+
+
 @dataclass(frozen=True)
 class Exploration:
     """Gaussian noise on top of the actor's deterministic actions."""
@@ -169,6 +185,9 @@ def _play(actor: Actor, environments: list[Any], plan: Collection) -> Iterator[_
     box = action_box(environments[0])
     dims = int(np.prod(box.shape))
     slots = [_Recording(e, plan.first + k, plan) for k, e in enumerate(environments)]
+    memory: Remembering | None = None
+    if hasattr(actor, "remembering"):
+        actor = memory = actor.remembering(len(slots))
     begun, past = len(slots), 0
     while not all(slot.is_over for slot in slots):
         noise = np.stack([slot.drawn(dims) for slot in slots])
@@ -178,12 +197,18 @@ def _play(actor: Actor, environments: list[Any], plan: Collection) -> Iterator[_
             if slot.is_over:
                 continue
             action = acted[place].reshape(box.shape).astype(np.float32)
-            if not slot.step(np.clip(action, box.low, box.high)):
+            taken = np.clip(action, box.low, box.high)
+            is_over = slot.step(taken)
+            if memory is not None:
+                memory.after(place, taken.reshape(-1), slot.rewards[-1])
+            if not is_over:
                 continue
             yield slot
             past += len(slot.rewards)
             if _wants_more(plan, slots, past, begun):
                 slots[place] = _Recording(slot.environment, plan.first + begun, plan)
+                if memory is not None:
+                    memory.begin(place)
                 begun += 1
 
 

@@ -39,6 +39,7 @@ class Sums:
     n_step: NStep | None = None
     returns: np.ndarray | None = None  # (rows, ...) returns to go
     steps: np.ndarray | None = None  # (rows,) int64, how many rewards each of those holds
+    places: np.ndarray | None = None  # (rows,) int64, steps that are used before it
 
     def to_go(self, at: np.ndarray, inside: np.ndarray) -> dict[str, np.ndarray]:
         """Returns what batches hold of some steps, 0 where they are outside of their episode.
@@ -47,10 +48,12 @@ class Sums:
             at: positions in the version's row layout, any shape.
             inside: bool, as `at`.
         """
-        if self.returns is None or self.steps is None:
-            return {}
-        found = {"returns_to_go": self.returns, "steps_to_go": self.steps}
-        taken = {name: np.take(values, at, axis=0) for name, values in found.items()}
+        found = {
+            "returns_to_go": self.returns,
+            "steps_to_go": self.steps,
+            "timesteps": self.places,
+        }
+        taken = {name: np.take(a, at, axis=0) for name, a in found.items() if a is not None}
         for values in taken.values():
             values[~inside] = 0
         return taken
@@ -61,6 +64,7 @@ class _Steps:
     """All steps that are used, one after the other."""
 
     at: np.ndarray  # (S,) int64, positions in the version's row layout
+    within: np.ndarray  # (S,) int64, steps before this one
     left: np.ndarray  # (S,) int64, steps from this one on, itself included
     terminated: np.ndarray  # (S,) bool
     truncated: np.ndarray  # (S,) bool
@@ -92,7 +96,7 @@ def make_sums(
         return Sums()
     steps = _used_steps(spans, records, layout, added)
     real = np.dtype(np.float64 if config.dtype == "float64" else np.float32)
-    returns = left = None
+    returns = left = places = None
     if config.returns is not None:
         if "rewards" not in steps.rewards:
             raise UsageError(
@@ -103,8 +107,9 @@ def make_sums(
         returns = _spread(_to_go(steps, steps.rewards["rewards"], gamma), steps.at, rows, real)
         ones = np.ones(len(steps.at))
         left = _spread(_to_go(steps, ones, 1.0), steps.at, rows, np.dtype(np.int64))
+        places = _spread(steps.within, steps.at, rows, np.dtype(np.int64))
     n_step = _n_steps(steps, config, rows, real) if config.n_step > 1 else None
-    return Sums(n_step, returns, left)
+    return Sums(n_step, returns, left, places)
 
 
 def _used_steps(
@@ -120,6 +125,7 @@ def _used_steps(
         rewards["rewards"] = added["rewards"].over(at, rewards.get("rewards"))
     return _Steps(
         at=at,
+        within=within,
         left=np.repeat(length, length) - within,
         terminated=layout.view(spaced, "terminated")[in_cache],
         truncated=layout.view(spaced, "truncated")[in_cache],

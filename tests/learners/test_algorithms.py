@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cql": {"policy_hidden": (8,), "samples": 2},
     "cal_ql": {"policy_hidden": (8,), "samples": 2, "failed_reward": 0.0},
     "rlpd": {"updates": 2, "members": 3},
+    "dt": {"target_return": 5.0, "context": 3, "longest": 20, "width": 8, "blocks": 1},
 }
 
 
@@ -45,7 +46,7 @@ def test_all_algorithms_are_here() -> None:
 def test_agents_side_by_side_are_as_alone(algo: str) -> None:
     both = learner(algo, (3, 8), **SETTINGS[algo])
     alone = [learner(algo, seed, **SETTINGS[algo]) for seed in (3, 8)]
-    make = windows if algo == "rebrac" else rows
+    make = windows if algo in ("rebrac", "dt") else rows
     for step in range(3):
         batches = [make(10 * step + number) for number in range(2)]
         joined = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
@@ -86,7 +87,7 @@ def _config(algo: str, store: Store, out: Path, **changes: Any) -> TrainConfig:
         "data": (store.url,),
         "out": str(out),
         "steps": 30,
-        "settings": {"hidden": (8, 8), **SETTINGS[algo]},
+        "settings": SETTINGS[algo] if algo == "dt" else {"hidden": (8, 8), **SETTINGS[algo]},
         "batch_size": 16,
         "discount": 0.9,
         "log_every": 5,

@@ -38,12 +38,14 @@ NORMALISER = Normaliser(
         ("cql", {"samples": 2, "lagrange": 1.0}),
         ("cal_ql", {"samples": 2}),
         ("rlpd", {"updates": 2}),
+        ("dt", {"target_return": 9.0, "width": 8, "blocks": 1, "longest": 20, "dropout": 0.3}),
     ],
 )
 def test_a_restored_learner_goes_on_bit_for_bit(
     tmp_path: Path, algo: str, settings: dict[str, Any]
 ) -> None:
-    settings = {**settings, "hidden": (8, 8)}
+    if algo != "dt":
+        settings = {**settings, "hidden": (8, 8)}
     if algo == "iql":
         settings["policy_decay"] = 10
     whole = make_learner(algo, settings, NORMALISER, seed=3)
@@ -137,8 +139,9 @@ def _update(learner: Learner, steps: range) -> None:
             "mask": torch.ones(16, dtype=torch.bool),
             "returns_to_go": torch.randn(16, generator=generator),
             "steps_to_go": torch.arange(1, 17),
+            "timesteps": torch.arange(16),
         }
-        learner.update(batch if learner.name != "rebrac" else _twice(batch))
+        learner.update(_twice(batch) if learner.name in ("rebrac", "dt") else batch)
 
 
 def _twice(value: Any) -> Any:

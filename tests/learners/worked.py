@@ -23,7 +23,8 @@ def normaliser(action_scale: tuple[float, ...] = (1.0,) * A) -> Normaliser:
 
 
 def learner(algo: str, seed: int | Sequence[int] = 0, **settings: Any) -> Any:
-    return make_learner(algo, {**SMALL, **settings}, normaliser(), seed)
+    sizes = {} if algo == "dt" else SMALL
+    return make_learner(algo, {**sizes, **settings}, normaliser(), seed)
 
 
 def rows(seed: int, count: int = B) -> dict[str, Tensor]:
@@ -41,6 +42,7 @@ def rows(seed: int, count: int = B) -> dict[str, Tensor]:
         "mask": torch.ones(count),
         "returns_to_go": torch.randn(count, generator=generator),
         "steps_to_go": torch.randint(1, 50, (count,), generator=generator),
+        "timesteps": torch.randint(0, 20, (count,), generator=generator),
     }
 
 

@@ -250,9 +250,13 @@ def test_returns_are_the_sums_of_what_is_left(
         ]
         np.testing.assert_allclose(came, (left * gamma ** np.arange(len(left))).sum(), rtol=1e-12)
         assert steps == len(left)
+    firsts = [known.steps(known.place(at).episode)[0] for at in batch["indices"].tolist()]
+    ts = [known.place(at).t for at in batch["indices"].tolist()]
+    assert batch["timesteps"].tolist() == (np.array(ts) - firsts).tolist()
     assert "whose end is not known" in made.describe()
     window = next(stream(version, batch_size=64, sampler="window", window=5, **form))
-    for name in ("returns_to_go", "steps_to_go"):
+    assert (np.diff(window["timesteps"])[window["mask"][:, 1:] == 1] == 1).all()
+    for name in ("returns_to_go", "steps_to_go", "timesteps"):
         assert (window[name][window["mask"] == 0] == 0).all()
         assert (window[name][window["mask"] == 1] != 0).any()
     with pytest.raises(UsageError, match="rewards"):
