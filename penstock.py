@@ -1,8 +1,7 @@
 """Penstock: carries experience to learners.
 
-The front door of the library: `open_store`, `Stream`, `Episode`, `RolloutClient`, loaded when first
-asked for.
-`python -m penstock` is the command line.
+The front door of the library: `open_store`, `Stream`, `Mixture`, `Episode`, `RolloutClient`,
+loaded when first asked for. `python -m penstock` is the command line.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.service.client.client import RolloutClient
-    from pipeline.store.store import open_store
-    from pipeline.stream.loader import Stream
     from pipeline.stream.ranks import stream_ranks
-    from schemas.episode import Episode
 
 __version__ = "0.1.0"
-__all__ = ["Episode", "RolloutClient", "Stream", "__version__", "open_store", "stream_ranks"]
+__all__ = [
+    *("Episode", "Mixture", "RolloutClient", "Stream", "__version__", "open_store"),
+    "stream_ranks",
+]
 
 _HOMES = {
     "Episode": "schemas.episode",
+    "Mixture": "pipeline.stream.mixture",
     "RolloutClient": "pipeline.service.client.client",
     "Stream": "pipeline.stream.loader",
     "open_store": "pipeline.store.store",

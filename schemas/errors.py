@@ -24,6 +24,8 @@ class PenstockError(Exception):
         super().__init__(message)
         self.message = message
         self.where = where
+        if where is not None and where not in message:
+            self.add_note(f"[{where}]")  # a traceback shows it, as the command line does
 
     def __reduce__(self) -> tuple[object, ...]:
         # Engines carry errors between processes; the default would lose `where` and `code`.

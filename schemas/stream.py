@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from schemas.document import Document
+from schemas.document import Document, keys_at
 from schemas.errors import ConfigError, suggest
 from schemas.sizes import parse_bytes
 from schemas.transforms import FieldStatistics, ImageTransform, Scaling
@@ -104,7 +104,8 @@ class StreamConfig(Document):
     pad: Pad = "repeat"
     """What stands where a window leaves its episode; `none` draws only windows that fit."""
     returns: Returns | None = None
-    """Whether batches carry `returns_to_go`: plain sums, or discounted (`monte_carlo`)."""
+    """Whether batches carry `returns_to_go`: plain sums, or discounted (`monte_carlo`); with
+    them `steps_to_go`, how many rewards each holds, and `timesteps`, how many came before."""
     goals: str | dict[str, float] | None = None
     """Where goals are taken from: one of `GOAL_KINDS`, or a probability for each of several."""
     goal_field: str | None = None
@@ -176,6 +177,12 @@ class StreamConfig(Document):
         if "geometric" in self.goal_shares:
             found["goal_discount"] = self.geometric_discount
         return found
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _as_name(cls, given: object) -> object:
+        # A torch.device, as programs hold it; torch itself is not loaded here.
+        return str(given) if type(given).__module__ == "torch" else given
 
     @field_validator("memory", "device_memory", mode="before")
     @classmethod
@@ -310,6 +317,17 @@ _CONTENT = {"normalize", "statistics", "images"}
 """The same of what is done to batches."""
 
 
+_ELSEWHERE = {
+    "shuffle": "say sampler='shuffle' for epochs",
+    "num_workers": "give workers to a DataLoader over as_iterable_dataset()",
+    "gamma": "say discount=",
+    **dict.fromkeys(("horizon", "sequence_length"), "say window="),
+    "delta_timestamps": "say window=, history=, action_chunk= or frame_stack=, in steps",
+    **dict.fromkeys(("transform", "transforms", "image_transforms"), "say normalize= or images="),
+}
+"""What other libraries call it, and how it is said here."""
+
+
 def stream_config(settings: Mapping[str, Any]) -> StreamConfig:
     """Returns the checked settings of a stream.
 
@@ -319,22 +337,29 @@ def stream_config(settings: Mapping[str, Any]) -> StreamConfig:
     try:
         return StreamConfig.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "stream"
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"Expected a setting of a stream, came {name!r}; "
-                f"{suggest(name, StreamConfig.model_fields)}",
-                where=name,
-            ) from error
-        if first["type"] == "value_error":
-            raise ConfigError(
-                f"Expected stream settings that fit each other, came others: "
-                f"{first['ctx']['error']}.",
-                where=name,
-            ) from error
-        raise ConfigError(
-            f"Expected valid stream settings, came {name}: {first['msg']}; "
-            f"known settings: {', '.join(StreamConfig.model_fields)}.",
-            where=name,
-        ) from error
+        raise _refusal(error) from error
+
+
+def _refusal(error: ValidationError) -> ConfigError:
+    """What was wrong with the first setting, in a sentence."""
+    first = error.errors(include_url=False)[0]
+    *path, last = first["loc"] or ("stream",)
+    name = ".".join(map(str, first["loc"])) or "stream"
+    if first["type"] == "extra_forbidden":
+        hint = _ELSEWHERE.get(name) or suggest(str(last), keys_at(StreamConfig, path))
+        said = f"Expected a setting of a stream, came {name!r}; {hint}"
+    elif first["type"] == "value_error":
+        of = f"{name}: " if first["loc"] else ""
+        fault = f"{of}{first['ctx']['error']}"
+        said = f"Expected stream settings that fit each other, came others: {fault}"
+    else:
+        wanted = first["msg"].removeprefix("Input should be ")
+        wanted = wanted.replace("a valid integer", "an integer").replace("valid ", "")
+        said = f"Expected {name} to be {wanted}, came {shortened(first['input'])}"
+    return ConfigError(said if said.endswith("?") else f"{said}.", where=name)
+
+
+def shortened(given: object) -> str:
+    """Returns a value as it is written, cut short."""
+    said = repr(given)
+    return said if len(said) <= 80 else f"{said[:77]}..."

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from schemas.document import Document
+from schemas.document import Document, keys_at
 from schemas.errors import ConfigError, NotFoundError, UsageError, suggest
 from schemas.gate import Gate
 from schemas.jobs import JobFile
@@ -152,7 +152,7 @@ def _says(document: type[Document], error: Any) -> str:
     """Returns one of pydantic's errors as a sentence."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _keys_at(document, error["loc"][:-1])
+        known = keys_at(document, error["loc"][:-1])
         return f"unknown key {path!r}; {suggest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"expected the key {path!r}, came none"
@@ -160,24 +160,6 @@ def _says(document: type[Document], error: Any) -> str:
     came = error.get("input")
     shown = f", came {came!r}" if isinstance(came, str | int | float | bool) else ""
     return f"{path + ': ' if path else ''}{message[:1].lower()}{message[1:]}{shown}"
-
-
-def _keys_at(document: type[Document], path: Sequence[str | int]) -> list[str]:
-    """Returns the keys that the document knows at a place."""
-    at: Any = document
-    for part in path:
-        if isinstance(part, int) or at is None:
-            continue
-        annotation = at.model_fields[part].annotation
-        at = _document_within(annotation)
-    return list(at.model_fields) if at is not None else []
-
-
-def _document_within(annotation: Any) -> type[Document] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Document):
-        return annotation
-    found = (_document_within(part) for part in getattr(annotation, "__args__", ()))
-    return next((one for one in found if one is not None), None)
 
 
 def _line(node: yaml.MappingNode, path: Sequence[str | int]) -> int:

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.store.disk import Disk
-from schemas.errors import DiskFullError, TransientError
+from schemas.errors import (
+    AccessDeniedError,
+    DiskFullError,
+    PenstockError,
+    TransientError,
+)
 
 TEMPORARY = ".tmp-"
 
@@ -256,8 +261,12 @@ class _typed_errors:  # noqa: N801 - a context manager that reads like a functio
                 errno.EROFS: "mount the store writable",
                 errno.EACCES: "give this user write access",
             }.get(error.errno or 0, "check the disk, then run it again")
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (DiskFullError if full else TransientError)(
+            kind: type[PenstockError] = TransientError
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                kind = DiskFullError
+            elif error.errno in (errno.EROFS, errno.EACCES):
+                kind = AccessDeniedError
+            raise kind(
                 f"Could not write to the store: {error.strerror or error}; {advice} (what is "
                 f"there already is not added twice).",
                 where=str(error.filename or self._where),

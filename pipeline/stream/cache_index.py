@@ -24,6 +24,10 @@ LOCK = "lock"  # who fills holds it; its time of change is that of the last use
 RECORDS = "rows.bin"
 INDEX = "index.json"
 FRESH = "rows.new"  # the records that stay of a file that is written anew
+_NO_FOLDER = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOLCK),
+    *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+)
 PICTURES = "pictures"  # folder of what stays encoded, a file per block
 
 
@@ -144,7 +148,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 f"disk.",
                 where=str(folder),
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOLCK):
+        if error.errno in _NO_FOLDER:
             raise UsageError(
                 f"Expected a folder for the stream cache that can be written and locked, came "
                 f"{folder} ({error.strerror}); set PENSTOCK_CACHE to another one.",

@@ -99,7 +99,12 @@ class StreamDataset(IterableDataset[Any]):
 
         Args:
             taken: batches that came of the loader in this iteration.
+
+        Raises:
+            UsageError: for a negative number.
         """
+        if taken < 0:
+            raise UsageError(f"Expected a number of batches from 0 on, came {taken}.")
         return self._stream.every(1, int(self._place[_OFFSET]) + taken).state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from pipeline.stream.feed import Feed
 from pipeline.stream.output import Output
 from pipeline.stream.provenance import Decisions
 from schemas.errors import ConfigError, UsageError
-from schemas.stream import StreamConfig
+from schemas.stream import StreamConfig, shortened
 from schemas.transforms import FieldStatistics
 
 if TYPE_CHECKING:
@@ -87,12 +87,18 @@ class Endless(ABC):
             first: how many are left out before.
 
         Raises:
-            UsageError: where batches are drawn by priorities, which are told of each batch.
+            UsageError: where batches are drawn by priorities, which are told of each batch, and for
+                numbers that are too small.
         """
         if any(config.sampler == "prioritised" for config in self._sources()):
             raise UsageError(
                 "Expected samplers whose order is known ahead, came 'prioritised'; iterate the "
                 "stream itself."
+            )
+        if stride < 1 or first < 0:
+            raise UsageError(
+                f"Expected a stride of at least 1 and nothing or more left out, came {stride} and "
+                f"{first}."
             )
         made = self._apart(self._ahead.depth)
         made._step, made._stride = self._step + first * self._stride, self._stride * stride
@@ -201,6 +207,10 @@ def _check_identity(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming what differs or is missing.
     """
+    if not isinstance(state, Mapping):
+        raise ConfigError(
+            f"Expected a state that state_dict() returned, came {type(state).__name__}."
+        )
     # Absent from states of the time when samplers had no settings.
     still: Any = [{}] * len(mine["settings"]) if isinstance(mine["settings"], list) else {}
     state = {"settings": still, "anneal": None, **state}
@@ -216,4 +226,10 @@ def _check_identity(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             f"Expected the state of a stream with {name} {mine[name]!r}, came {state[name]!r}; "
             f"make the stream with the settings that the state was saved with.",
             where=name,
+        )
+    step = state["step"]
+    if not isinstance(step, int) or step < 0:
+        raise ConfigError(
+            f"Expected a state with a step from 0 on, came {shortened(step)}; load a state that "
+            f"state_dict() returned."
         )

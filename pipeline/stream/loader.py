@@ -24,10 +24,19 @@ from pipeline.stream.samplers import Draw, Drawn, sampler_named
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_spread, describe_version
 from schemas.errors import UsageError
-from schemas.stream import Framework, Precision, Residency, StreamConfig, stream_config
+from schemas.stream import (
+    Framework,
+    Precision,
+    Residency,
+    StreamConfig,
+    shortened,
+    stream_config,
+)
 from schemas.transforms import FieldStatistics
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.stream.datasets import TransitionDataset
 
 _Gathered = tuple[OpenVersion, Any]
@@ -63,7 +72,7 @@ class Stream(Endless):
         seed: the order.
         rank: number of this share.
         world_size: how many shares there are.
-        device: where tensors end up.
+        device: where tensors end up, by name or as a `torch.device`.
         residency: `auto`, `mmap`, `ram`, `gpu` or, for `shuffle`, `windowed`; `auto` copies what
             fits `device_memory=` or `memory=`, budgets.
         framework: `torch` or `numpy`.
@@ -92,7 +101,7 @@ class Stream(Endless):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         residency: Residency = "auto",
         framework: Framework = "torch",
         fields: tuple[str, ...] | list[str] | None = None,
@@ -126,6 +135,11 @@ class Stream(Endless):
             }
         )
         sampler_named(config.sampler)
+        if not isinstance(data, str | Path | Version) or not str(data):
+            raise UsageError(
+                f"Expected 'STORE@REF' or an open version, such as store.version('main'), came "
+                f"{shortened(data)}."
+            )
         version = data if isinstance(data, Version) else open_version(str(data))
         feeds = [Feed(version, config, progress)]
         decisions = None if config.run is None else Decisions(config.run, feeds, [config])

@@ -8,7 +8,7 @@ a resume.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -42,7 +42,7 @@ from pipeline.stream.shares import (
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_version
 from schemas.errors import ConfigError, UsageError
-from schemas.stream import StreamConfig, stream_config
+from schemas.stream import StreamConfig, shortened, stream_config
 from schemas.transforms import FieldStatistics
 
 _Gathered = tuple[list[OpenVersion], np.ndarray, Any]
@@ -88,6 +88,7 @@ class Mixture(Endless):
         anneal: Anneal | None = None,
         run: str | None = None,
     ) -> None:
+        sources = _pairs(sources)
         flags = [k == 0 for k in range(len(sources))] if demonstration is None else demonstration
         if len(flags) != len(sources):
             raise ConfigError(
@@ -179,7 +180,16 @@ class Mixture(Endless):
         Args:
             version: the version, or a reference such as `main`.
             source: which one; the last by default, where online data usually stands.
+
+        Raises:
+            UsageError: if there is no such source, or the version is of another store or has
+                other fields.
+            NotFoundError: if there is no such version.
         """
+        if not -len(self._feeds) <= source < len(self._feeds):
+            raise UsageError(
+                f"Expected one of {len(self._feeds)} sources, counted from 0, came {source}."
+            )
         if self._decisions is not None:
             self._ahead.drop()  # a thread that decides must see all of a change or none
         if self._feeds[source].follow(self._step, version, keep=self._decisions is not None):
@@ -395,6 +405,24 @@ def _plain(
     return anneal
 
 
+def _pairs(sources: Any) -> list[tuple[Stream | Mixture, float | Fraction]]:
+    """What a mixture is made of, checked.
+
+    Raises:
+        UsageError: for anything but pairs of a stream and its weight.
+    """
+    is_one = isinstance(sources, Endless) or not isinstance(sources, Iterable)
+    pairs = [sources] if is_one else list(sources)
+    for pair in pairs:
+        is_pair = isinstance(pair, Sequence) and len(pair) == 2
+        if not is_pair or not isinstance(pair[0], Stream | Mixture):
+            raise UsageError(
+                f"Expected pairs of a stream and its weight, such as [(stream, 0.3), (other, "
+                f"0.7)], came {shortened(pair)}."
+            )
+    return pairs
+
+
 def _members(
     sources: Sequence[tuple[Stream | Mixture, float | Fraction]], flags: Sequence[bool]
 ) -> Iterator[tuple[Stream, Fraction, bool]]:
@@ -434,6 +462,7 @@ def _check_forms(drawn: Sequence[Mapping[str, np.ndarray]]) -> None:
     forms = [{name: (a.dtype, a.shape[1:]) for name, a in found.items()} for found in drawn]
     for form in forms[1:]:
         differing = [n for n in sorted(forms[0] | form) if forms[0].get(n) != form.get(n)]
+        differing.sort(key=lambda name: name.startswith("next_"))  # what fields= may name first
         if differing:
             name = differing[0]
             raise UsageError(

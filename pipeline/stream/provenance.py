@@ -59,7 +59,8 @@ class Decisions:
 
     Raises:
         ConfigError: if the run is known, and draws in another way.
-        NotFoundError, FilesExpiredError: if a version that it reads is gone.
+        NotFoundError, FilesExpiredError: if a version that it reads is gone, or a branch that a run
+            begins to follow is not there.
         DamagedStoreError: if a decision cannot be read.
     """
 
@@ -80,8 +81,10 @@ class Decisions:
         """A step of which something was said that is not decided yet."""
         self.load()
         if not self._decided:
-            for feed in feeds:
+            for feed, config in zip(feeds, configs, strict=True):
                 feed.at(0)  # what cannot be read is not decided
+                if config.follow is not None:
+                    feed.named(config.follow)  # a name that is mistaken is told now
             self._decide(0)
 
     def load(self) -> None:

@@ -249,9 +249,11 @@ def mixed_shares(
     """
     if anneal is None:
         return Shares(weights, batch_size)
+    if len(anneal) != 3 or anneal[0] < 1:
+        raise ConfigError(
+            f"Expected anneal=(steps, start, end) over at least 1 step, came {anneal}."
+        )
     steps, *ends = anneal
-    if steps < 1:
-        raise ConfigError(f"Expected an anneal over at least 1 step, came {steps}.")
     first, last = (_end_weights(end, weights) for end in ends)
     return Annealed(steps, first, last, batch_size)
 

@@ -23,8 +23,7 @@ def describe_draw(opened: OpenVersion) -> str:
     if isinstance(table, Shuffle):
         together = min(table.window, len(table.sizes))
         said += (
-            f" (first the {len(table.sizes):,} chunks, then the rows of each {together} chunks "
-            f"together)"
+            f" (first all chunks, {len(table.sizes):,}, then the rows of each {together} together)"
         )
     if config.sampler == "prioritised":
         said += f" (alpha {config.priority_alpha:g}, beta {config.priority_beta:g})"

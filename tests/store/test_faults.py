@@ -14,7 +14,7 @@ from pipeline.store import commit as protocol
 from pipeline.store.disk import Disk
 from pipeline.store.objects import TEMPORARY, LocalObjects
 from pipeline.store.store import Store, open_store
-from schemas.errors import DiskFullError, TransientError
+from schemas.errors import AccessDeniedError, DiskFullError, TransientError
 from tests.store.disks import DurableDisk, FailingDisk, quick_store, store_on
 from tests.store.makers import episode, ids_of, names, quarantined, score
 
@@ -178,5 +178,5 @@ def test_a_store_without_write_access_reads(tmp_path: Path) -> None:
     assert len(list(version.iter_episodes())) == 3
     assert version.query("SELECT count(*) AS n FROM episodes")["n"].to_pylist() == [3]
     assert denied.calls == [], "readers never write"
-    with pytest.raises(TransientError, match="write access"):
+    with pytest.raises(AccessDeniedError, match="write access"):
         store.tag("t")
