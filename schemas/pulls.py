@@ -38,11 +38,10 @@ VERSIONS = pa.schema(
 _REF = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}(:[0-9]{1,12})?\z"
 Ref = Annotated[str, Field(pattern=_REF)]
 Offset = Annotated[int, Field(ge=-1, lt=2**63)]
-_Bool = Annotated[bool, Field(strict=True)]
 
 
 class _Said(Document):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def encoded(self) -> bytes:
         """Returns the document as JSON."""
@@ -96,7 +95,7 @@ class TailTicket(_Said):
     """Only episodes whose end has a larger offset."""
     min_offset: Offset | None = None
     """Wait until this offset is durable: whoever pushed it reads it."""
-    follow: _Bool = False
+    follow: bool = False
     """Go on as episodes come; otherwise the stream ends with what is there."""
     wait_seconds: float = Field(default=30.0, ge=0, le=3600)
     """How long to wait for `min_offset`; following, how long for another episode until the stream
