@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +25,8 @@ def serve_in(root: str, wal: str, settings: dict[str, Any], told: Connection) ->
 
 
 def free_port() -> int:
-    """Returns a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Returns a port that was free a moment ago, and that no client is ever given as its own."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no free port")

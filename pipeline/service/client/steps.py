@@ -145,12 +145,12 @@ class EpisodeStream:
                 "Expected the same extras in every step, came others.", code="length_mismatch"
             )
         return Episode(
-            observations=_stacked(seen if following is None else [*seen, following]),
-            actions=_stacked([step["action"] for step in steps]),
-            rewards=_stacked([step["reward"] for step in steps]),
+            observations=stacked(seen if following is None else [*seen, following]),
+            actions=stacked([step["action"] for step in steps]),
+            rewards=stacked([step["reward"] for step in steps]),
             terminated=terminated,
             truncated=truncated,
-            extras={name: _stacked([s["extras"][name] for s in steps]) for name in names},
+            extras={name: stacked([s["extras"][name] for s in steps]) for name in names},
             **{**self._facts, **facts},
         )
 
@@ -168,17 +168,21 @@ class EpisodeStream:
         return batch.slice(0, count)
 
 
-def _stacked(values: list[Any]) -> Any:
-    """Returns values of steps as arrays with a leading axis, nested as they are."""
+def stacked(values: list[Any]) -> Any:
+    """Returns values of steps as arrays with a leading axis, nested as they are; None of Nones.
+
+    Raises:
+        EpisodeError: if they are not alike.
+    """
     first = values[0]
     if first is None:
         if any(value is not None for value in values):
             raise EpisodeError("Expected a value in every step, came None.", code="length_mismatch")
         return None
     if isinstance(first, Mapping):
-        return {key: _stacked([value[key] for value in values]) for key in first}
+        return {key: stacked([value[key] for value in values]) for key in first}
     if isinstance(first, tuple):
-        return tuple(_stacked([value[at] for value in values]) for at in range(len(first)))
+        return tuple(stacked([value[at] for value in values]) for at in range(len(first)))
     arrays = [np.asarray(value) for value in values]
     if any(one.shape != arrays[0].shape for one in arrays):
         raise EpisodeError(
