@@ -90,7 +90,8 @@ def squashed(policy: Network, states: Tensor, noise: Tensor) -> tuple[Tensor, Te
     std = log_std.clamp(-5, 2).exp()
     u = mean + std * noise
     density = torch.distributions.Normal(mean, std).log_prob(u)
-    return torch.tanh(u), (density - torch.log(1 - torch.tanh(u) ** 2)).sum(dim=-1)
+    log_slope = math.log(4) - 2 * torch.logaddexp(u, -u)  # of tanh: (2 / (e^u + e^-u))^2
+    return torch.tanh(u), (density - log_slope).sum(dim=-1)
 
 
 def log_uniform(action_dims: int) -> float:

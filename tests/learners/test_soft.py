@@ -30,6 +30,8 @@ FORMS: list[dict[str, Any]] = [
     {"samples": 3, "lagrange": 0.8, "max_target": True, "weight": 5.0},
     {"samples": 3, "max_target": True, "entropy_target": True, "lowest_gap": 2.0},
 ]
+for one in FORMS:
+    one["tau"] = 0.1  # slow copies are to move far enough to tell
 POLICY = {"policy_hidden": SMALL["hidden"]}
 
 
@@ -153,9 +155,9 @@ def test_conservative_values_are_lower_where_the_data_are_not() -> None:
 
 @pytest.mark.parametrize("updates", [1, 4])
 def test_updates_of_rlpd_equal_the_slow_version(updates: int) -> None:
-    fast = learner("rlpd", seed=2, updates=updates)
+    fast = learner("rlpd", seed=2, updates=updates, tau=0.1)
     assert fast.state()["critics/scales.0"].shape == (10, 1, 16)
-    slow = SlowRLPD(fast.state(), updates=updates)
+    slow = SlowRLPD(fast.state(), updates=updates, tau=0.1)
     for seed in range(3):
         batch = rows(seed, updates * B)
         fast.update(batch)

@@ -71,8 +71,8 @@ def test_policy_loss_of_rebrac_by_hand() -> None:
 
 
 def test_updates_of_td3_bc_equal_the_slow_version() -> None:
-    fast = learner("td3_bc", seed=3)
-    slow = SlowTD3BC(fast.state())
+    fast = learner("td3_bc", seed=3, tau=0.1)
+    slow = SlowTD3BC(fast.state(), tau=0.1)
     for seed in range(5):
         fast.update(rows(seed))
         slow.update(doubles(rows(seed)))
@@ -81,9 +81,9 @@ def test_updates_of_td3_bc_equal_the_slow_version() -> None:
 
 @pytest.mark.parametrize("beta2", [0.0, 0.7])
 def test_updates_of_rebrac_equal_the_slow_version(beta2: float) -> None:
-    fast = learner("rebrac", seed=3, policy_penalty=0.3, critic_penalty=beta2)
+    fast = learner("rebrac", seed=3, policy_penalty=0.3, critic_penalty=beta2, tau=0.1)
     assert "critics/scales.0" in fast.state()
-    slow = SlowReBRAC(fast.state(), beta1=0.3, beta2=beta2)
+    slow = SlowReBRAC(fast.state(), beta1=0.3, beta2=beta2, tau=0.1)
     for seed in range(5):
         batch = windows(seed)
         fast.update(batch)

@@ -66,7 +66,7 @@ def assert_near(fast: Learner, slow: Any) -> None:
     for (prefix, member), expected in slow.networks.items():
         got = Network(state, prefix, member)
         for mine, theirs in zip(got.parameters, expected.parameters, strict=True):
-            torch.testing.assert_close(mine.data, theirs.data, rtol=2e-4, atol=1e-5)
+            torch.testing.assert_close(mine.data, theirs.data, rtol=2e-5, atol=3e-6)
     for name, number in getattr(slow, "numbers", {}).items():
         torch.testing.assert_close(state[name][0].double(), number.data, rtol=1e-4, atol=1e-6)
 
