@@ -14,6 +14,8 @@ from pipeline.service.answers import json_answer
 from pipeline.service.bodies import Asked, read_json
 from pipeline.service.state import ControlState, in_thread, state_of
 from pipeline.service.versions import Name, RefText
+from pipeline.store import layout
+from pipeline.store.reader import Selection, Version
 from schemas.errors import NameTakenError, UsageError
 
 Text = Annotated[str, Field(max_length=16384)]
@@ -71,6 +73,35 @@ async def curate(request: Request) -> Response:
     return json_answer(await in_thread(state, _curate, state, asked))
 
 
+def chosen(state: ControlState, asked: CurateRequest) -> Selection:
+    """Returns what a curation keeps; blocks.
+
+    Raises:
+        PenstockError: see `curation.select.apply`.
+    """
+    wanted = Curation(**{field.name: getattr(asked, field.name) for field in fields(Curation)})
+    return apply(state.store.version(asked.ref), wanted)
+
+
+def commit(state: ControlState, asked: CurateRequest, branch: str) -> tuple[Selection, Version]:
+    """Makes what a curation keeps the next version of a branch, and tags it if asked; blocks.
+
+    Raises:
+        UsageError, NameTakenError: if the tag can be none, or is taken; nothing is committed then.
+    """
+    if asked.tag is not None and layout.check_name(asked.tag, "tag") in state.store.tags():
+        raise NameTakenError(
+            f"Expected a new tag, came {asked.tag!r}, which is taken; nothing was committed."
+        )
+    selection = chosen(state, asked)
+    base = selection.version
+    said = f"curate {base.branch}:{base.number}: {describe(selection.derivation)}"
+    version = selection.commit(branch=branch, message=asked.message or said)
+    if asked.tag is not None:
+        state.store.tag(asked.tag, version)
+    return selection, version
+
+
 def _tag(state: ControlState, name: str, ref: str) -> dict[str, Any]:
     version = state.store.version(ref)
     state.store.tag(name, version)
@@ -80,19 +111,9 @@ def _tag(state: ControlState, name: str, ref: str) -> dict[str, Any]:
 def _curate(state: ControlState, asked: CurateRequest) -> dict[str, Any]:
     if asked.preview == (asked.branch is not None):
         raise UsageError('Expected either "preview": true or a "branch" for the version.')
-    if asked.tag is not None and asked.tag in state.store.tags():
-        raise NameTakenError(
-            f"Expected a new tag, came {asked.tag!r}, which is taken; nothing was committed."
-        )
-    wanted = Curation(**{field.name: getattr(asked, field.name) for field in fields(Curation)})
-    selection = apply(state.store.version(asked.ref), wanted)
     if asked.branch is None:
-        return preview(selection)
-    base = selection.version
-    said = f"curate {base.branch}:{base.number}: {describe(selection.derivation)}"
-    version = selection.commit(branch=asked.branch, message=asked.message or said)
-    if asked.tag is not None:
-        state.store.tag(asked.tag, version)
+        return preview(chosen(state, asked))
+    selection, version = commit(state, asked, asked.branch)
     return {
         "version": version.id,
         "number": version.number,

@@ -1,4 +1,4 @@
-"""The control port: health, metrics, versions, curation, and rollouts over HTTP.
+"""The control port: health, metrics, versions, curation, rollouts over HTTP, and pages.
 
 Each route is a line of `ROUTES`; who may use it is a line of `access.RULES`, and a route without
 one cannot be made.
@@ -30,6 +30,8 @@ from pipeline.service.guard import MAX_HEADERS, Guard
 from pipeline.service.health import Readiness
 from pipeline.service.slow_clients import protocol_with
 from pipeline.service.state import ControlState, trace_of
+from pipeline.service.web.pages import for_browser
+from pipeline.service.web.routes import PAGES, prepare
 from schemas.errors import NotFoundError, PenstockError, UsageError
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -56,6 +58,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/v1/policies", policies.listed),
     ("GET", "/v1/policies/{run}", policies.newest),
     ("PUT", "/v1/policies/{run}/{step}", policies.publish),
+    *PAGES,
 )
 _SILENT: TelemetryConfig = {
     "tracing": False,
@@ -78,6 +81,7 @@ def control_app(state: ControlState) -> FastAPI:
     )
     app.state.control = state
     app.state.readiness = Readiness(state)
+    prepare(app, state)
     for method, path, endpoint in (*ROUTES, ("GET", "/v1/openapi.json", _openapi)):
         add_route(app, method, path, endpoint)
     app.add_exception_handler(PenstockError, _refused)
@@ -124,7 +128,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, PenstockError):
         raise error
     trace_of(request).kind = error.kind
-    return error_answer(error)
+    return for_browser(request, error_answer(error))
 
 
 async def _wrong_query(request: Request, error: Exception) -> Response:

@@ -11,13 +11,14 @@ import uuid
 
 import anyio
 import structlog
-from fastapi import Response
+from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.service.access import SAFE, check_origin
 from pipeline.service.answers import bug_answer, error_answer
 from pipeline.service.audit import Deed
 from pipeline.service.state import ControlState, Trace
+from pipeline.service.web.pages import for_browser
 from schemas.errors import OutOfTimeError, PenstockError, TooLargeError, UsageError
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -36,9 +37,9 @@ LARGE = "/v1/rollouts"
 """The route whose bodies may be as long as an episode."""
 POLICIES = "/v1/policies/"
 """The routes whose bodies may be as long as a policy."""
-SMALL = "/v1/session"
+SMALL = ("/v1/session", "/sign-in")
 SMALL_BYTES = 4096
-"""Of the bodies of the one route that reads what anybody sends."""
+"""Of the bodies of the routes that read what anybody sends."""
 METHODS = ("GET", "PUT", "POST", "DELETE")
 MAX_HEADERS = 16 << 10
 """Bytes of a request's headers together."""
@@ -76,7 +77,7 @@ class _Request:
         self._status = 0
         self._came = 0  # bytes of the body
         self._is_whole = False
-        own = {LARGE: state.config.max_body_bytes, SMALL: SMALL_BYTES}
+        own = {LARGE: state.config.max_body_bytes, **dict.fromkeys(SMALL, SMALL_BYTES)}
         most = own.get(scope["path"], state.config.max_json_bytes)
         if scope["path"].startswith(POLICIES) and scope["method"] == "PUT":
             most = state.config.max_body_bytes
@@ -148,6 +149,7 @@ class _Request:
     async def _answer(self, answer: Response, kind: str) -> None:
         self._trace.kind = kind
         if not self._status:  # else it is too late: the answer ends here, and is seen to be short
+            answer = for_browser(Request(self._scope), answer)
             await answer(self._scope, self._receive, self._give)
 
     def _too_large(self) -> TooLargeError:

@@ -8,6 +8,7 @@ collection keeps what a run reads until the run is forgotten.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -119,6 +120,18 @@ def decided(catalog: Catalog, run: str) -> list[RunReference]:
         DamagedStoreError: if a reference cannot be read.
     """
     return list(_references(catalog, layout.check_name(run, "run")))
+
+
+def newest(catalog: Catalog, run: str) -> RunReference | None:
+    """Returns what is decided of a run last; None if nothing is.
+
+    Raises:
+        DamagedStoreError: if the reference cannot be read.
+    """
+    for key in reversed(_keys(catalog, layout.check_name(run, "run"))):
+        with contextlib.suppress(FileNotFoundError):  # forgotten meanwhile
+            return _parse(catalog.objects.read(key), key)
+    return None
 
 
 def runs(catalog: Catalog) -> list[str]:

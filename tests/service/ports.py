@@ -95,11 +95,16 @@ def tokens(book: TokenBook) -> dict[str, str]:
 
 @contextlib.contextmanager
 def service_in(
-    folder: Path, *, describe: Callable[..., dict[str, Any]] = describe, **settings: Any
+    folder: Path,
+    *,
+    describe: Callable[..., dict[str, Any]] = describe,
+    is_filled: bool = True,
+    **settings: Any,
 ) -> Iterator[Port]:
     """A service over a store with some episodes in a folder; nothing is sealed unless asked."""
     store = open_store(folder / "store", create=True)
-    store.append([episode(f"e{k}", k) for k in range(10)], "first")
+    if is_filled:
+        store.append([episode(f"e{k}", k) for k in range(10)], "first")
     given = {"wal": folder / "wal", "seal_every": 3600, "disk_reserve_bytes": 0}
     given |= {"http_port": 0, **settings}
     failures: list[LogFailedError] = []

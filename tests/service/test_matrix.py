@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from fastapi.routing import APIRoute
 
 from pipeline.service.access import RULES
+from pipeline.service.token_book import TokenRequest
 from pipeline.store.policies import publish
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
 from tests.service.publishing import OCTETS, policy
+from tests.service.web import seen
 
 WHO = ("none", "garbage", "expired", "revoked", "push", "pull", "curate", "admin", "browser")
 EXPECTED = {
@@ -34,6 +38,25 @@ EXPECTED = {
     ("GET", "/v1/policies"): "push pull admin",
     ("GET", "/v1/policies/{run}"): "push pull admin",
     ("PUT", "/v1/policies/{run}/{step}"): "curate admin",
+    ("GET", "/"): "pull admin",
+    ("GET", "/sign-in"): "everyone",
+    ("POST", "/sign-in"): "everyone",
+    ("POST", "/sign-out"): "push pull curate admin",
+    ("GET", "/static/{name}"): "everyone",
+    ("GET", "/history/{name}"): "pull admin",
+    ("GET", "/diff"): "pull admin",
+    ("GET", "/versions/{ref}"): "pull admin",
+    ("POST", "/versions/{ref}/tag"): "curate admin",
+    ("GET", "/versions/{ref}/select"): "pull admin",
+    ("POST", "/versions/{ref}/select"): "curate admin",
+    ("GET", "/versions/{ref}/episodes"): "pull admin",
+    ("GET", "/versions/{ref}/episode"): "pull admin",
+    ("GET", "/versions/{ref}/strip"): "pull admin",
+    ("GET", "/live"): "pull admin",
+    ("GET", "/live/figures"): "pull admin",
+    ("GET", "/quarantine"): "pull admin",
+    ("GET", "/tokens"): "admin",
+    ("POST", "/tokens/revoke"): "admin",
 }
 """Who may what, written a second time on purpose."""
 
@@ -43,6 +66,7 @@ def port(tmp_path_factory):
     with service_in(tmp_path_factory.mktemp("matrix")) as found:
         found.store.tag("known", "main")
         publish(found.store.catalog, "run", 1, policy(1))
+        found.store.append([seen("filmed", 1)], branch="filmed")
         yield found
 
 
@@ -55,6 +79,16 @@ def test_the_app_has_these_routes_and_no_other(port: Port):
     assert found == set(EXPECTED) == set(RULES)
 
 
+def is_form(method: str, path: str) -> bool:
+    return method == "POST" and not path.startswith("/v1/")
+
+
+def spare(port: Port) -> str:
+    """The id of a token that nobody needs."""
+    name = f"spare-{time.monotonic_ns()}"
+    return port.state.book.create(TokenRequest(name=name, scopes=("pull",)))[0].id
+
+
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize(("method", "path"), EXPECTED, ids=" ".join)
 def test_who_may_what(port: Port, method: str, path: str, who: str):
@@ -65,14 +99,26 @@ def test_who_may_what(port: Port, method: str, path: str, who: str):
         "/v1/rollouts": {"content": body_of(episode(f"m-{who}")), "headers": dict(ARROW)},
         "/v1/learners/{run}": {"json": {"step": 1, "version": "0" * 32}},
         "/v1/policies/{run}/{step}": {"content": policy(1), "headers": dict(OCTETS)},
+        "/sign-in": {"data": {"token": port.texts["pull"]}},
+        "/versions/{ref}/tag": {"data": {"tag": f"t-{who}"}},
+        "/versions/{ref}/select": {"data": {"where": "length > 1", "branch": f"b-{who}"}},
+        "/tokens/revoke": {"data": {"id": spare(port)}},
+    }
+    queries = {
+        "/diff": {"one": "main:1", "two": "main:1"},
+        "/versions/{ref}/episode": {"id": "e3"},
+        "/versions/{ref}/strip": {"id": "filmed", "field": "observations/camera"},
     }
     more = bodies.get(path, {}) if method in ("POST", "PUT") else {}
+    more |= {"params": queries[path]} if path in queries else {}
     if who == "garbage":
         more["headers"] = {**more.get("headers", {}), "authorization": "Bearer " + "x" * 60}
     if (method, path) == ("DELETE", "/v1/tags/{name}"):
         port.store.tag("known", "main:1")
-    name = "known" if method == "DELETE" else f"t-{who}"
-    place = path.format(ref="main", name=name, run="run", step=1)
+    names = {"/static/{name}": "penstock.css", "/history/{name}": "main"}
+    name = names.get(path, f"t-{who}")
+    name = "known" if method == "DELETE" else name
+    place = path.format(ref="filmed" if "strip" in path else "main", name=name, run="run", step=1)
     if who == "browser":  # an admin signed in
         _, cookie = port.state.sessions.begin(port.texts["admin"])
         said = {"origin": port.url, "cookie": f"penstock_session={cookie}"}
@@ -81,7 +127,7 @@ def test_who_may_what(port: Port, method: str, path: str, who: str):
     answer = port.ask(method, place, who if is_token else None, **more)
     allowed = EXPECTED[method, path]
     if allowed == "everyone" or who in (*allowed.split(), "browser"):
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code == (303 if is_form(method, path) else 200), answer.text
         return
     is_known = who in ("push", "pull", "curate", "admin")
     assert answer.status_code == (403 if is_known else 401)

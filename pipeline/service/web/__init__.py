@@ -1,0 +1,1 @@
+"""Pages of the control port for people with a browser."""
