@@ -20,8 +20,9 @@ from schemas.rollouts import EpisodeId
 TICKET_BYTES = 1 << 16
 """The longest document that is read."""
 EPISODES = pa.schema({"offset": pa.int64(), "episode": pa.large_binary()})
-"""Of a stream of episodes: the offset in the log of each one's end (-1 for those of a version that
-was asked for), and the episode as an Arrow IPC stream (`encode_episode`)."""
+"""Of a stream of episodes: the offset in the log of each one's end, or a smaller one after which
+whoever breaks off misses nothing (-1 for those of a version), and the episode as an Arrow IPC
+stream (`encode_episode`)."""
 FILES = pa.schema({"key": pa.utf8(), "data": pa.large_binary()})
 """Of a block's files: pieces in order, those of one file one after the other."""
 VERSIONS = pa.schema(

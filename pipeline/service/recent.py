@@ -1,7 +1,8 @@
 """Episodes that were sealed since an offset of the log: the store's answer to who reads the tail.
 
 Commits say through which offset they hold a log's episodes, not where each one ended; so the oldest
-commit of the answer may bring some that are older than asked.
+commit of the answer may bring some that are older than asked, and whoever breaks off within one
+gets all of it again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def sealed_since(
         after: the offset from which on they are wanted.
 
     Yields:
-        The offset through which the commit holds the log, and the episode.
+        The offset to go on after, which the commit before holds the log through, and the episode.
     """
     version = store.version(head.id)
     name = source_name(server)
@@ -48,10 +49,12 @@ def sealed_since(
         if through <= after:
             break
         found.append((through, tuple(part for one in sealed for part in one.parts)))
+    before = after
     for through, parts in reversed(found):
         for part in parts:
             for episode in _episodes(version, store.catalog.parquet(part.rows)):
-                yield through, episode
+                yield before, episode
+        before = through
 
 
 def _episodes(version: Version, rows: pa.Table) -> Iterator[Episode]:

@@ -267,8 +267,10 @@ class RolloutLog:
             after: only episodes whose end has a larger offset.
         """
         with self._intake.changed:
-            waiting = [e for e in self._intake.episodes.waiting() if e.offset > after]
+            # By offsets alone: the log may not have told yet what it has just made durable.
             through = self._intake.group.durable - 1
+            ended = self._intake.episodes.ended.values()
+            waiting = [one for one in ended if after < one.offset <= through]
             lowest = min((ended.pieces[0].offset for ended in waiting), default=through + 1)
             self._pins.hold(lowest)
             version = self._version

@@ -47,7 +47,7 @@ class Tailed:
 
     server: str
     offset: int
-    """Of its end, or what the version that has it holds of the log; go on after it."""
+    """Of its end, or one before it if a version has it: go on after it and nothing is missed."""
     episode: Episode
 
 
