@@ -57,8 +57,7 @@ class Endless(ABC):
     def __next__(self) -> Batch:
         if not self._ready:
             gathered = self._ahead.take(self._step, self._gather, self._begin)
-            self._ready = split_batches(self._received(gathered), self._carrier.split)
-            self._ready.reverse()
+            self._ready = split_batches(self._received(gathered), self._carrier.split)[::-1]
         batch, step = self._ready.pop(), self._step
         self._step += self._stride
         return batch if self._output.is_plain else self._output(batch, step)

@@ -16,8 +16,10 @@ import numpy as np
 
 from pipeline.store.reader import Version
 from pipeline.stream import plan
+from pipeline.stream.alike import check_forms, joint_config
 from pipeline.stream.batches import columns, draw, gathered_at_once
 from pipeline.stream.carry import packed, packed_parts, unpacked_parts
+from pipeline.stream.counts import Counts, Mixed, interleave, own_rows, row_order
 from pipeline.stream.endless import STATE_FORMAT, Endless
 from pipeline.stream.loader import Stream
 from pipeline.stream.priorities import (
@@ -29,30 +31,16 @@ from pipeline.stream.priorities import (
 )
 from pipeline.stream.provenance import Decisions, said_run, without_run
 from pipeline.stream.samplers import Draw, Drawn
-from pipeline.stream.shares import (
-    Anneal,
-    Annealed,
-    Counts,
-    Mixed,
-    Shares,
-    exact_weight,
-    interleave,
-    mixed_shares,
-)
+from pipeline.stream.shares import Anneal, Annealed, Shares, exact_weight, mixed_shares
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_version
 from schemas.errors import ConfigError, UsageError
-from schemas.stream import StreamConfig, shortened, stream_config
+from schemas.stream import StreamConfig, shortened
 from schemas.transforms import FieldStatistics
 
 _Gathered = tuple[list[OpenVersion], np.ndarray, Any]
 """A version of each source, where rows stand in their order, and what a carrier sent."""
 Columns = Callable[[OpenVersion, Drawn], dict[str, np.ndarray]]
-
-_SHARED = (
-    *("rank", "world_size", "device", "framework", "discount", "dtype"),
-    *("output", "normalize", "statistics", "images"),
-)
 
 
 class Mixture(Endless):
@@ -98,7 +86,7 @@ class Mixture(Endless):
         members = list(_members(sources, flags))
         self.streams = [stream for stream, _, _ in members]
         self._flags = [flag for _, _, flag in members]
-        config = _joint_config(self.streams, batch_size, seed)
+        config = joint_config(self.streams, batch_size, seed)
         self._shares = mixed_shares(
             [weight for _, weight, _ in members], batch_size, _plain(sources, anneal)
         )
@@ -110,7 +98,7 @@ class Mixture(Endless):
         decisions = None if run is None else Decisions(run, feeds, self._sources(), mixed)
         super().__init__(config, feeds, decisions, min(one.config.ahead for one in self.streams))
         self._priorities: list[Priorities | None] = [None] * len(members)
-        _check_forms(self._draw(0, 1))
+        check_forms(self._draw(0, 1))
         for stream in self.streams:
             stream.mixtures.add(self)
 
@@ -192,8 +180,9 @@ class Mixture(Endless):
             )
         if self._decisions is not None:
             self._ahead.drop()  # a thread that decides must see all of a change or none
-        if self._feeds[source].follow(self._step, version, keep=self._decisions is not None):
-            self._change()
+        is_other = self._feeds[source].follow(self._step, version, keep=self._decisions is not None)
+        if is_other or self._decisions is not None:
+            self._change()  # that nothing else is read is a decision, too
 
     def reweigh(self, weights: Sequence[float | Fraction]) -> None:
         """Mixes by other weights from the next batch on; with `run=`, as for `follow`.
@@ -305,7 +294,9 @@ class Mixture(Endless):
             steps = feed.steps_left(step, steps)
         if self._stride > 1:
             steps = 1  # what is drawn together is of batches that follow each other
-        parts, order = self._draw(step, steps, packed), self._order(step, steps)
+        parts = self._draw(step, steps, packed)
+        counts = [self._counts.at(one) for one in range(step, step + steps)]
+        order = row_order(counts, self._share)
         sent = self._carrier.send(packed_parts(opened, parts, order))
         return steps * self._stride, (opened, order, sent)
 
@@ -318,6 +309,7 @@ class Mixture(Endless):
         drawn = []
         size, before = self.config.batch_size, self._before(step, steps)
         priorities = self._current_priorities(step)
+        mine = [own_rows(self._counts.at(one), self._share) for one in range(step, step + steps)]
         for source, feed in enumerate(self._feeds):
             opened = feed.at(step)
             asked = Draw(
@@ -329,7 +321,7 @@ class Mixture(Endless):
                 before[:, source],
                 priorities[source],
             )
-            ranges = [self._mine(one)[source] for one in range(step, step + steps)]
+            ranges = [rows[source] for rows in mine]
             chosen = draw(opened, asked).pick(functools.partial(_picked, ranges=ranges))
             found = make(opened, chosen)
             found["is_demonstration"] = np.full(len(found["indices"]), self._flags[source])
@@ -339,6 +331,12 @@ class Mixture(Endless):
             for found in drawn:  # a source that is drawn from evenly needs no correction
                 found.setdefault("weights", np.ones(len(found["indices"]), real))
         return drawn
+
+    @property
+    def _share(self) -> slice:
+        """Which rows of a global batch this rank takes."""
+        config = self.config
+        return plan.share(config.batch_size, config.rank, config.world_size)
 
     def _before(self, step: int, steps: int) -> np.ndarray:
         """Rows drawn of each source's version before each batch, (steps, sources) int64."""
@@ -357,26 +355,6 @@ class Mixture(Endless):
             for feed, before in zip(self._feeds, self._priorities, strict=True)
         ]
         return self._priorities
-
-    def _mine(self, step: int) -> list[slice]:
-        """Which rows of each source this rank takes of a global batch."""
-        counts = self._counts.at(step)
-        owners = interleave(counts)
-        share = plan.share(self.config.batch_size, self.config.rank, self.config.world_size)
-        before = np.bincount(owners[: share.start], minlength=len(counts))
-        until = np.bincount(owners[: share.stop], minlength=len(counts))
-        return [slice(int(a), int(b)) for a, b in zip(before, until, strict=True)]
-
-    def _order(self, step: int, steps: int) -> np.ndarray:
-        """Where each row of this rank's batches stands in the joined draws, (steps, rows)."""
-        share = plan.share(self.config.batch_size, self.config.rank, self.config.world_size)
-        owners = np.stack(
-            [interleave(self._counts.at(one))[share] for one in range(step, step + steps)]
-        )
-        # Draws of one source follow each other in this very order, source after source.
-        order = np.empty(owners.size, np.int64)
-        order[np.argsort(owners.reshape(-1), kind="stable")] = np.arange(owners.size)
-        return order.reshape(owners.shape)
 
 
 def _reopened(
@@ -437,40 +415,3 @@ def _members(
                 yield stream, outer * inner, bool(flag)
         else:
             yield source, outer, bool(flag)
-
-
-def _joint_config(streams: Sequence[Stream], batch_size: int, seed: int) -> StreamConfig:
-    if not streams:
-        raise ConfigError("Expected at least one stream to mix, came none.")
-    first = streams[0].config
-    for stream in streams:
-        if stream.config.run is not None:
-            raise UsageError(
-                f"Expected streams that leave the run to the mixture, came one with run="
-                f"{stream.config.run!r}; name the run of the mixture, Mixture(..., run=)."
-            )
-        for name in _SHARED:
-            mine, came = getattr(first, name), getattr(stream.config, name)
-            if mine != came:
-                raise UsageError(
-                    f"Expected streams with the same {name}, came {mine!r} and {came!r}."
-                )
-    return stream_config({**first.model_dump(), "batch_size": batch_size, "seed": seed})
-
-
-def _check_forms(drawn: Sequence[Mapping[str, np.ndarray]]) -> None:
-    forms = [{name: (a.dtype, a.shape[1:]) for name, a in found.items()} for found in drawn]
-    for form in forms[1:]:
-        differing = [n for n in sorted(forms[0] | form) if forms[0].get(n) != form.get(n)]
-        differing.sort(key=lambda name: name.startswith("next_"))  # what fields= may name first
-        if differing:
-            name = differing[0]
-            raise UsageError(
-                f"Expected streams with equal fields, came {name!r} as "
-                f"{_said(forms[0].get(name))} and {_said(form.get(name))}; choose common ones "
-                f"with fields=."
-            )
-
-
-def _said(form: tuple[np.dtype, tuple[int, ...]] | None) -> str:
-    return "absent" if form is None else f"{form[0]}{list(form[1])}"

@@ -19,8 +19,9 @@ from pipeline.store import runs
 from pipeline.store.reader import Version
 from pipeline.store.runs import MixtureReference, RunReference
 from pipeline.store.store import Store
+from pipeline.stream.counts import Counts
 from pipeline.stream.samplers import Draw, sampler_named
-from pipeline.stream.shares import Annealed, Counts, Shares
+from pipeline.stream.shares import Annealed, Shares
 from pipeline.stream.source import open_order
 from schemas.errors import NotFoundError, UsageError
 from schemas.stream import StreamConfig, stream_config

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.store.reader import EpisodeIndex, Version
-from pipeline.store.step_arrays import REWARDS, StepArrays
 from pipeline.stream.added import Added, added_fields
 from pipeline.stream.cache import Pack, PackedCache, Progress, cache_root
 from pipeline.stream.cache_index import CachedBlock
 from pipeline.stream.encoded_cache import EncodedRecords, open_pictures, write_pictures
 from pipeline.stream.fetching import read_fields, window_over
+from pipeline.stream.fields import (
+    added_arrays,
+    chosen_specs,
+    common_fields,
+    episodes_of,
+    lacking_with,
+    record_fields,
+    streamed_dtype,
+)
 from pipeline.stream.forgetting import forget_erased
 from pipeline.stream.goals import Goals
 from pipeline.stream.index import TransitionIndex, transition_index
@@ -120,14 +128,14 @@ def open_rows(
         DiskFullError, DamagedCacheError: if the cache cannot be filled or trusted.
         DamagedStoreError: if a block of the store cannot be trusted.
     """
-    specs = _specs(version, config)
+    specs = chosen_specs(version, config)
     index = version.index()
-    kept = _kept(version, specs)
-    arrays = _added(version, config)
+    kept = episodes_of(version, specs)
+    arrays = added_arrays(version, config)
     used = np.unique(index.data if kept is None else index.data[kept])
     names = [index.data_ids[number] for number in used]
     blocks = {b.id: b for part in version.state.parts for b in part.blocks if b.id in set(names)}
-    fields = _fields(version, specs, blocks, config, arrays)
+    fields = record_fields(version, specs, blocks, config, arrays)
     encoded = {n: f for n, f in fields.items() if config.pictures == "decode" and is_picture(f)}
     stored = plan_record({n: f for n, f in fields.items() if n not in encoded}, config.dtype)
     layout = with_more(stored, encoded) if encoded else stored
@@ -148,7 +156,7 @@ def open_rows(
         held = _in_cache(cache, form, rows_of, pack, progress)
         held = _with_pictures(held, cache, layout, encoded, verify=config.verify)
     transitions = _transitions(version, config, index, held.blocks, kept)
-    dtypes = {name: _dtype(name, mine, layout, config) for name, mine in arrays.items()}
+    dtypes = {name: streamed_dtype(name, mine, layout, config) for name, mine in arrays.items()}
     added = added_fields(arrays, index, kept, dtypes)
     rows = int((index.length + 1).sum())
     return OpenVersion(
@@ -163,11 +171,11 @@ def open_rows(
         windowed=held.windowed,
         encoded=held.encoded,
         index=transitions,
-        lacks=_lacking(held.lacks, layout, added),
+        lacks=lacking_with(held.lacks, layout, added),
         added=added,
         place=held.place,
         device=held.device,
-        not_streamed=tuple(n for n, f in _common(version, specs).items() if not f.is_regular),
+        not_streamed=tuple(n for n, f in common_fields(version, specs).items() if not f.is_regular),
     )
 
 
@@ -179,7 +187,7 @@ def open_order(version: Version, config: StreamConfig) -> tuple[TransitionIndex,
     Raises:
         UsageError: as for `open_rows`.
     """
-    index, kept = version.index(), _kept(version, _specs(version, config))
+    index, kept = version.index(), episodes_of(version, chosen_specs(version, config))
     sizes = {b.id: b.rows for part in version.state.parts for b in part.blocks}
     starts = np.cumsum([0, *sizes.values()])[:-1].tolist()
     placed = {
@@ -306,106 +314,6 @@ def _goals(config: StreamConfig, layout: RecordLayout, longest: int) -> Goals | 
             f"Expected an observation field for goals, came {name!r}; {suggest(name, known)}"
         )
     return Goals.of(config, name, longest)
-
-
-def _specs(version: Version, config: StreamConfig) -> tuple[str, ...]:
-    """Names of the specs to stream: one, or all if the wanted fields are common to them."""
-    specs = version.specs
-    asked = config.spec
-    if asked is not None:
-        if asked not in specs:
-            raise UnknownNameError(f"Expected a spec, came {asked!r}; {suggest(asked, specs)}")
-        return (asked,)
-    names = tuple(sorted(specs))
-    if len(names) == 1:
-        return names
-    common = _common(version, names)
-    wanted = {name for name in config.fields or () if not name.startswith("extras/")}
-    if wanted and wanted <= common.keys():
-        return names
-    raise UsageError(
-        f"Expected one spec to stream, came a version with {len(names)} "
-        f"({', '.join(names) or 'none'}); choose one with spec=, or with fields= some that they "
-        f"have in common ({', '.join(common) or 'there are none'}).",
-        where=version.store.url,
-    )
-
-
-def _kept(version: Version, specs: tuple[str, ...]) -> np.ndarray | None:
-    """Which episodes are of some specs, (E,) bool; None if all are."""
-    if len(version.specs) == len(specs):
-        return None
-    named = version.episodes(columns=["spec"])["spec"].to_numpy(zero_copy_only=False)
-    return np.isin(named.astype(str), specs)
-
-
-def _common(version: Version, specs: tuple[str, ...]) -> dict[str, FieldSpec]:
-    """The fields that some specs have in common, equal in dtype and shape."""
-    fields = [version.specs[name].fields for name in specs]
-    shared = fields[0].items() if fields else ()
-    return {n: f for n, f in shared if all(one.get(n) == f for one in fields)}
-
-
-def _fields(
-    version: Version,
-    specs: tuple[str, ...],
-    blocks: Mapping[str, Block],
-    config: StreamConfig,
-    added: Mapping[str, StepArrays],
-) -> dict[str, FieldSpec]:
-    """The fields of a record by full name; extras only where they are asked for."""
-    known = _common(version, specs)
-    if config.fields is None:
-        return {name: field for name, field in known.items() if field.is_regular}
-    asked = [name for name in config.fields if name in known or name not in added]
-    extras = [name for name in asked if name.startswith("extras/")]
-    if extras and blocks:
-        known.update(_extras([version.store.block_layout(b).extras for b in blocks.values()]))
-    for name in asked:
-        if name not in known:
-            raise UnknownNameError(
-                f"Expected a field that all episodes have, came {name!r}; {suggest(name, known)}"
-            )
-    return {name: known[name] for name in sorted(set(asked))}
-
-
-def _added(version: Version, config: StreamConfig) -> dict[str, StepArrays]:
-    """What was added to the version's steps and is streamed, by full name: as for `_fields`."""
-    named = {
-        name if name == REWARDS else f"extras/{name}": mine
-        for name, mine in version.step_arrays().items()
-    }
-    wanted = (REWARDS,) if config.fields is None else config.fields
-    return {name: mine for name, mine in named.items() if name in wanted}
-
-
-def _dtype(
-    name: str, mine: StepArrays, layout: RecordLayout, config: StreamConfig
-) -> np.dtype[Any]:
-    if name in layout.by_name:
-        return np.dtype(layout.by_name[name].dtype)
-    cast = config.dtype != "keep" and mine.field.numpy_dtype.kind == "f"
-    return np.dtype(config.dtype) if cast else mine.field.numpy_dtype
-
-
-def _lacking(
-    lacks: frozenset[str], layout: RecordLayout, added: Mapping[str, Added]
-) -> frozenset[str]:
-    """Which roots some episodes lack once what was added is laid over the records."""
-    if REWARDS not in added:
-        return lacks
-    if added[REWARDS].has is None:
-        return lacks - {REWARDS}
-    return lacks if layout.names(REWARDS) else lacks | {REWARDS}
-
-
-def _extras(layouts: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
-    """Extras that every block has, equal in dtype and shape."""
-    return {
-        name: field
-        for name, field in layouts[0].items()
-        if all(layout.get(name) == field for layout in layouts)
-    }
 
 
 def _pack(

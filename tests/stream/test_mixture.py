@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.store.store import Store, open_store
+from pipeline.stream.counts import interleave
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
-from pipeline.stream.shares import Shares, exact_weight, interleave
+from pipeline.stream.shares import Shares, exact_weight
 from schemas.errors import ConfigError, UsageError
 from tests.stream.conftest import made_episode, made_episodes
 

@@ -18,8 +18,9 @@ from scipy import stats
 
 from pipeline.store.reader import Version
 from pipeline.store.store import Store, open_store
+from pipeline.stream.counts import Counts
 from pipeline.stream.mixture import Mixture
-from pipeline.stream.shares import Annealed, Counts
+from pipeline.stream.shares import Annealed
 from pipeline.stream.shuffle import Shuffle
 from schemas.episode import Episode
 from schemas.errors import ConfigError, UnknownNameError, UsageError
@@ -400,7 +401,8 @@ def test_rows_before_a_step_are_the_sum(step: int, asked: list[int]) -> None:
     counts = Counts(shares, 2)
     for other in asked:
         counts.before(other)
-    wanted = [sum(shares.counts(k)[source] for k in range(step)) for source in (0, 1)]
+    each = [shares.counts(k) for k in range(step)]
+    wanted = [sum(counts[source] for counts in each) for source in (0, 1)]
     assert list(counts.before(step)) == wanted
 
 
