@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="stream, store or ingest")] = "stream",
+    what: Annotated[str, typer.Argument(help="stream, store, ingest or service")] = "stream",
     rows: Annotated[int | None, typer.Option("--rows", min=1_000, help="1,000,000.")] = None,
     commits: Annotated[int, typer.Option("--commits", min=10, help="Of the store.")] = 1_000,
     rounds: Annotated[
@@ -32,7 +32,7 @@ def bench(
         bool, typer.Option(help="Of stream: whether other projects take part.")
     ] = True,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Of stream: less data, few turns.")
+        bool, typer.Option("--quick", help="Of stream and service: less data, few turns.")
     ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Of stream: shares of the ceiling, .png or .svg.")
@@ -61,15 +61,23 @@ def bench(
         from pipeline.jobs.bench import bench_ingest
 
         result = bench_ingest(rows=rows or 1_000_000, rounds=rounds or 3, datasets=formats or ())
+    elif what == "service":
+        from pipeline.service.bench import ServiceBench, bench_service
+        from pipeline.service.extra import check_installed
+
+        check_installed()
+        quickly = ServiceBench(seconds=0.5, rounds=1) if quick else ServiceBench()
+        result = bench_service(quickly, say=note)
     else:
-        known = ("stream", "store", "ingest")
+        known = ("stream", "store", "ingest", "service")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
     if json:
         emit(result)
     elif what == "stream" and device is not None:
         _show_device(result)
     else:
-        {"stream": show_stream, "store": _show_store, "ingest": _show_ingest}[what](result)
+        shows = {"stream": show_stream, "store": _show_store, "ingest": _show_ingest}
+        {**shows, "service": _show_service}[what](result)
 
 
 def _stream(
@@ -131,6 +139,14 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _show_store(result: dict[str, Any]) -> None:
     table(("what", "value"), [*result.items()])
+
+
+def _show_service(result: dict[str, Any]) -> None:
+    rows = [tuple(row.values()) for row in result["pushes"]]
+    columns = ("durable pushes", "puts/s", "steps/s", "ack p50, ms", "p99, ms", "p50 of fdatasync")
+    table(columns, rows)
+    others = {name: value for name, value in result.items() if name not in ("pushes", "machine")}
+    table(("what", "value"), [*others.items()])
 
 
 def _show_ingest(result: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ class Backoff:
 
     def pause(self, least: float = 0.0) -> float:
         """Returns how many seconds to wait before the next try, at least so many."""
-        grown = self._settings.backoff_seconds * 2 ** min(self._tries, 30)
+        grown = self._settings.backoff_seconds * 2.0 ** min(self._tries, 30)
         self._tries += 1
         wait = max(min(grown, self._settings.max_backoff_seconds), least)
         return wait * (1 + self._random.random() / 2)
