@@ -7,8 +7,9 @@ escapes is a bug and shows its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 
@@ -285,3 +286,18 @@ def missing_extra(extra: str, package: str) -> MissingExtraError:
         f"This needs the package {package!r}, which is not installed; "
         f"install it with: pip install 'penstock[{extra}]'."
     )
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, package: str) -> Iterator[None]:
+    """Says how to install a package where importing what needs it fails for the lack of it.
+
+    Raises:
+        MissingExtraError: in place of the import's own error.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise missing_extra(extra, package) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from schemas.errors import missing_extra
+from schemas.errors import needs_extra
 
 if TYPE_CHECKING:
     from pipeline.stream.datasets import StreamDataset, TransitionDataset
@@ -34,10 +34,6 @@ def map_dataset(stream: Stream) -> TransitionDataset:
 
 
 def _datasets() -> ModuleType:
-    try:
+    with needs_extra("learners", "torch"):
         from pipeline.stream import datasets  # noqa: PLC0415 - an optional extra
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise missing_extra("learners", "torch") from None
     return datasets

@@ -12,7 +12,7 @@ from pipeline.stream.batches import columns
 from pipeline.stream.device_plan import plan_columns
 from pipeline.stream.samplers import Drawn
 from pipeline.stream.source import OpenVersion
-from schemas.errors import missing_extra
+from schemas.errors import needs_extra
 from schemas.stream import StreamConfig
 
 ORDER = "order/rows"
@@ -41,12 +41,8 @@ def carrier(config: StreamConfig) -> Carrier:
     """
     if config.framework == "numpy":
         return Carrier(_same, _same, list, said_ahead(config))
-    try:
+    with needs_extra("learners", "torch"):
         from pipeline.stream import torch_adapter, transport  # noqa: PLC0415 - an optional extra
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise missing_extra("learners", "torch") from None
     place = torch_adapter.torch_device(config.device)
     if place.type == "cpu" and not config.ahead:
         return Carrier(_same, _same, torch_adapter.split_array)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.stream.arrays import NUMPY, Arrays
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.transforms import Transforms
-from schemas.errors import missing_extra
+from schemas.errors import needs_extra
 from schemas.stream import StreamConfig
 from schemas.transforms import FieldStatistics
 
@@ -90,10 +90,6 @@ def _arrays(config: StreamConfig) -> Arrays:
 def _form(config: StreamConfig) -> Callable[[Mapping[str, Any]], Any] | None:
     if config.output == "dict":
         return None
-    try:
+    with needs_extra("tensordict", "tensordict"):
         from pipeline.stream import tensordicts  # noqa: PLC0415 - an optional extra
-    except ModuleNotFoundError as error:
-        if error.name != "tensordict":
-            raise
-        raise missing_extra("tensordict", "tensordict") from None
     return tensordicts.as_tensordict
