@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -38,9 +38,10 @@ logger = logging.getLogger(__name__)
 SCRIPTED = "scripted"
 SEED_STEP = 1_000_000
 """Seeds of an actor's episodes begin so far from those of the next one."""
-AHEAD = 2
+AHEAD = 1
 """Rounds of episodes that may wait for their acknowledgement while the next one is played."""
 _LOOK_SECONDS = 0.2
+T = TypeVar("T")
 
 
 class ActingConfig(Settings):
@@ -82,7 +83,7 @@ class ActingResult:
     """That it acted by last."""
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Somebody told the actor to stop, in the middle of an episode."""
 
 
@@ -162,7 +163,7 @@ class _Stoppable:
 
     def _check(self) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise _StoppedError
 
 
 def act(
@@ -252,7 +253,7 @@ class _Acting:
             try:
                 for episode in self._round(policy):
                     self._push(episode)
-            except _Stopped:
+            except _StoppedError:
                 break
         while self._waiting:
             self._settle()
@@ -323,7 +324,7 @@ def _first(policies: Policies, config: ActingConfig, stop: threading.Event) -> P
     return _patiently(ask, config.wait_seconds, stop)
 
 
-def _patiently[T](ask: Callable[[], T], seconds: float, stop: threading.Event) -> T | None:
+def _patiently(ask: Callable[[], T], seconds: float, stop: threading.Event) -> T | None:
     """Asks until there is an answer; None if told to stop.
 
     Raises:

@@ -38,7 +38,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         "finetune",
         help="Go on online, with rollouts through the store.\n\n"
-        "Example: penstock finetune runs/iql --env Hopper-v5 --into ./store --env-steps 10000",
+        "Example: penstock finetune runs/iql --env Hopper-v5 --into ./store --env-steps 10000\n\n"
+        "Or beside actors: penstock finetune runs/iql --env Hopper-v5 --service "
+        "grpc://127.0.0.1:8815",
     )(finetune)
     app.command(
         "evaluate",
@@ -92,7 +94,34 @@ def train(
 def finetune(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of an offline run.")],
     env: Env,
-    into: Annotated[str, typer.Option("--into", metavar="STORE", help="Takes the rollouts.")],
+    into: Annotated[
+        str | None, typer.Option("--into", metavar="STORE", help="Takes the rollouts.")
+    ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option("--service", metavar="ADDRESS", help="Takes the rollouts of actors."),
+    ] = None,
+    actors: Annotated[
+        int, typer.Option("--actors", min=0, help="Processes here, with --service.")
+    ] = 1,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the run, with --service: for actors.")
+    ] = None,
+    max_policy_lag: Annotated[
+        int | None, typer.Option("--max-policy-lag", min=0, help="Of rollouts, in updates.")
+    ] = None,
+    max_age: Annotated[
+        float | None, typer.Option("--max-age", help="Of rollouts, in seconds.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option("--warmup-steps", min=0, help="Before the first update.")
+    ] = None,
+    log_rows: Annotated[
+        bool, typer.Option("--log-rows", help="Keep digests of all batches, with --service.")
+    ] = False,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="Of the service; else PENSTOCK_TOKEN.")
+    ] = None,
     env_steps: Annotated[int, typer.Option("--env-steps", min=1)] = 10_000,
     offline_fraction: Annotated[float, typer.Option("--offline-fraction")] = 0.5,
     join_successes: Annotated[
@@ -114,34 +143,58 @@ def finetune(
     resume: Resume = False,
     json: Json = False,
 ) -> None:
-    from learners.finetune import FinetuneConfig
-    from learners.finetune import finetune as run_finetuning
-    from learners.settings import read_settings
+    import functools
 
-    config = read_settings(
-        FinetuneConfig,
-        {
-            "run": run,
-            "environment": env,
-            "into": into,
-            "out": out,
-            "branch": branch,
-            "env_steps": env_steps,
-            "offline_fraction": offline_fraction,
-            "updates_per_step": updates_per_step,
-            "exploration": exploration,
-            "noise": noise,
-            "settings": _settings(set),
-            "stream": _stream_settings(stream, memory),
-            "join_successes": join_successes,
-            "seed": seed,
-            "device": device,
-            "evaluate_episodes": episodes,
-            "resume": resume,
-        },
-        "finetune",
-    )
-    _tell([_watched("finetune", json, run_finetuning, config)], json)
+    from learners.settings import read_settings
+    from schemas.errors import UsageError
+
+    asked = {
+        "run": run,
+        "environment": env,
+        "into": into,
+        "out": out,
+        "env_steps": env_steps,
+        "offline_fraction": offline_fraction,
+        "updates_per_step": updates_per_step,
+        "exploration": exploration,
+        "noise": noise,
+        "settings": _settings(set),
+        "stream": _stream_settings(stream, memory),
+        "seed": seed,
+        "device": device,
+        "evaluate_episodes": episodes,
+        "resume": resume,
+        **({} if warmup_steps is None else {"warmup_steps": warmup_steps}),
+    }
+    if service is None:
+        from learners.finetune import FinetuneConfig
+        from learners.finetune import finetune as run_finetuning
+
+        if into is None:
+            raise UsageError("Expected --into STORE or --service ADDRESS, came neither.")
+        alone = {"branch": branch, "join_successes": join_successes}
+        config = read_settings(FinetuneConfig, {**asked, **alone}, "finetune")
+        _tell([_watched("finetune", json, run_finetuning, config)], json)
+        return
+    from learners.online import OnlineConfig, learn_online
+
+    if branch is not None or join_successes:
+        raise UsageError(
+            "Expected neither --branch nor --join-successes with --service, whose branch takes "
+            "the rollouts; leave them out."
+        )
+    beside = {
+        "service": service,
+        "actors": actors,
+        "name": name,
+        "max_policy_lag": max_policy_lag,
+        "max_age": max_age,
+        "log_rows": log_rows,
+    }
+    token = None if token_file is None else token_file.read_text()
+    learn = functools.partial(learn_online, token=token)
+    online = read_settings(OnlineConfig, {**asked, **beside}, "finetune")
+    _tell([_watched("finetune", json, learn, online)], json)
 
 
 def evaluate(
@@ -198,7 +251,7 @@ def _watched(title: str, quiet: bool, run: Any, config: Any) -> RunResult:
             else:
                 advance(title, progress.done, progress.total)
 
-        result: RunResult = run(config, report)
+        result: RunResult = run(config, report=report)
     return result
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.cli import (
+    actor,
     annotate,
     bench,
     cache,
@@ -63,7 +64,7 @@ def _app(
 
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, cache, learn, runs, bench, serve, token),
+    *(curate, annotate, maintain, cache, learn, actor, runs, bench, serve, token),
 ):
     group.register(app)
 

@@ -198,8 +198,9 @@ class Stream(Endless):
         """
         if self._decisions is not None:
             self._ahead.drop()  # a thread that decides must see all of a change or none
-        if self.feed.follow(self._step, version, keep=self._decisions is not None):
-            self._change()
+        is_other = self.feed.follow(self._step, version, keep=self._decisions is not None)
+        if is_other or self._decisions is not None:
+            self._change()  # that nothing else is read is a decision, too
         for mixture in self.mixtures:
             mixture.follow_stream(self, version)
 

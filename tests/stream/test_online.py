@@ -146,3 +146,24 @@ def test_what_was_acknowledged_is_read(store: Store, tmp_path: Path) -> None:
             assert f"p{number}" in ids(version)
             assert sealed_offset(version, log.server) >= offset
             assert sealed_offset(version, "another") == -1
+
+
+def test_that_nothing_new_is_read_is_decided_too(store: Store) -> None:
+    """Whoever comes to the same step later, with newer data, reads what was read first."""
+    first = store.append([played("a", 1)])
+
+    def opened() -> Stream:
+        return Stream(first, run="r", batch_size=8, framework="numpy", episode_ids=True)
+
+    live = opened()
+    drawn = [next(live) for _ in range(5)]
+    live.follow(first)
+    drawn += [next(live) for _ in range(5)]
+    newer = store.append([played("b", 2)])
+    again = opened()
+    for step, batch in enumerate(drawn):
+        if step == 5:
+            again.follow(newer)
+        assert np.array_equal(next(again)["indices"], batch["indices"])
+    again.follow(newer)
+    assert {name for _ in range(9) for name in next(again)["episode_ids"]} == {"a", "b"}
