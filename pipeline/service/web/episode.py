@@ -33,7 +33,8 @@ MAX_PLOTS = 12
 MAX_PLOT_DIMS = 64
 """Numbers of a row that count as lines; wider fields are named only."""
 MAX_TEXTS = 3
-PICTURE_THREADS = 2
+READERS = 2
+"""Episodes that are read and decoded at a time."""
 HIDDEN = ("episode_id", "digest")
 
 
@@ -53,13 +54,14 @@ class StripQuery(Document):
 
 async def episode(request: Request, ref: Ref, query: Annotated[EpisodeQuery, Query()]) -> Response:
     """One episode."""
-    return await page(request, "episode.html", _episode, ref, query, _strips(request))
+    kept: anyio.CapacityLimiter = request.app.state.readers
+    return await page(request, "episode.html", _episode, ref, query, _strips(request), limiter=kept)
 
 
 async def strip(request: Request, ref: Ref, query: Annotated[StripQuery, Query()]) -> Response:
     """A row of pictures of one camera, as PNG."""
     state = state_of(request)
-    kept: anyio.CapacityLimiter = request.app.state.decoders
+    kept: anyio.CapacityLimiter = request.app.state.readers
     data = await in_thread(state, _strip, state, ref, query, _strips(request), limiter=kept)
     return Response(data, media_type="image/png")
 

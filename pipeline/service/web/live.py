@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request, Response
@@ -17,9 +19,12 @@ from pipeline.service.web.svg import sparkline
 from pipeline.store.catalog import Catalog
 from pipeline.store.runs import RunReference, newest, runs
 from schemas.errors import NotFoundError, PenstockError
-from schemas.version import VersionRef
+from schemas.version import Commit, VersionRef
 
+Head = Callable[[str], Commit | None]
+"""The newest commit of a branch, asked for once."""
 MAX_RUNS = 50
+"""Those that are looked at: the last by name."""
 RUN_SECONDS = 5.0
 """How long a look at the runs holds: each reads the store."""
 
@@ -33,11 +38,12 @@ class Runs:
         self._found: tuple[list[dict[str, Any]], int] = ([], 0)
 
     def look(self, catalog: Catalog) -> tuple[list[dict[str, Any]], int]:
-        """Returns the runs that changed last, and how many there are."""
+        """Returns what some runs read, the newest word first, and how many runs there are."""
         with self._lock:
             if self._at is None or time.monotonic() - self._at >= RUN_SECONDS:
                 names = runs(catalog)
-                rows = [_run(catalog, name) for name in names[-MAX_RUNS:]]
+                head = functools.cache(catalog.refs.head)
+                rows = [_run(catalog, name, head) for name in names[-MAX_RUNS:]]
                 rows.sort(key=lambda row: row["age"])
                 self._found = (rows, len(names))
                 self._at = time.monotonic()
@@ -80,14 +86,14 @@ def _live(state: ControlState, watch: Watch, known: Runs) -> dict[str, Any]:
     }
 
 
-def _run(catalog: Catalog, name: str) -> dict[str, Any]:
+def _run(catalog: Catalog, name: str, head: Head) -> dict[str, Any]:
     """What a run reads since its newest reference, and how far that is behind."""
     row: dict[str, Any] = {"name": name, "age": float("inf"), "problem": None, "versions": []}
     try:
         found = newest(catalog, name)
         if found is None:
             return {**row, "problem": "forgotten"}
-        behind = [_behind(catalog, version) for version in found.versions]
+        behind = [_behind(catalog, version, head) for version in found.versions]
     except PenstockError as error:
         return {**row, "problem": scrub(error.message)}
     return {**row, **_told(found), "behind": behind}
@@ -98,13 +104,14 @@ def _told(found: RunReference) -> dict[str, Any]:
     return {"step": found.step, "age": age, "versions": found.versions}
 
 
-def _behind(catalog: Catalog, read: VersionRef) -> tuple[int, int] | None:
+def _behind(catalog: Catalog, read: VersionRef, head: Head) -> tuple[int, int] | None:
     """Versions and steps that came to a branch since; None if the branch is gone."""
-    head = catalog.refs.head(read.branch)
-    if head is None:
+    newest_commit = head(read.branch)
+    if newest_commit is None:
         return None
     try:
         then = catalog.refs.read(read.branch, read.number)
     except NotFoundError:
         return None
-    return head.number - read.number, head.totals.steps - then.totals.steps
+    behind = newest_commit.number - read.number
+    return behind, newest_commit.totals.steps - then.totals.steps

@@ -20,8 +20,10 @@ from schemas.document import Document
 from schemas.errors import DamagedStoreError, NotFoundError
 from schemas.version import Commit
 
-GROWTH = 24
+GROWTH = 16
 """Versions that a line of growth is drawn from, evenly spaced along the branch."""
+GROWN = 10
+"""Branches that have such a line: each of its versions is read."""
 MAX_BRANCHES = 100
 MAX_TAGS = 200
 MAX_IDS = 200
@@ -68,7 +70,10 @@ def _overview(state: ControlState) -> dict[str, Any]:
         state.store.branches().values(), key=lambda one: (one.branch != "main", one.branch)
     )
     tags = state.store.tags()
-    rows = [{"head": head, "growth": _growth(state, head)} for head in heads[:MAX_BRANCHES]]
+    rows = [
+        {"head": head, "growth": _growth(state, head) if at < GROWN else ""}
+        for at, head in enumerate(heads[:MAX_BRANCHES])
+    ]
     return {
         "store": state.store,
         "branches": rows,

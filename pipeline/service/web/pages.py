@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import anyio
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -34,7 +35,7 @@ async def page(
     template: str,
     work: Callable[..., Values],
     *arguments: Any,
-    status: int = 200,
+    limiter: anyio.CapacityLimiter | None = None,
 ) -> Response:
     """Returns a page of what some blocking work finds; drawn in a thread, too.
 
@@ -44,15 +45,15 @@ async def page(
         work: called with the state and the arguments, returns the template's values; `status`
             among them is that of the answer.
         arguments: more of them.
-        status: of the answer, unless the values say it.
+        limiter: how many do such work at a time; by default as many as on the store.
     """
     state = state_of(request)
 
     def make() -> Response:
         values = work(state, *arguments)
-        return rendered(request, template, values, values.get("status", status))
+        return rendered(request, template, values, values.get("status", 200))
 
-    return await in_thread(state, make)
+    return await in_thread(state, make, limiter=limiter)
 
 
 def rendered(request: Request, template: str, values: Values, status: int = 200) -> Response:

@@ -58,4 +58,4 @@ def prepare(app: FastAPI, state: ControlState) -> None:
     app.state.watch = Watch(state.metrics)
     app.state.runs = live.Runs()
     app.state.strips = Strips()
-    app.state.decoders = anyio.CapacityLimiter(episode.PICTURE_THREADS)
+    app.state.readers = anyio.CapacityLimiter(episode.READERS)
