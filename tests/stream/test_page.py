@@ -24,5 +24,6 @@ def test_the_examples_of_the_page_run(
 
 
 def test_the_page_names_every_sampler() -> None:
-    listed = re.findall(r"^\| `(\w+)` \|", PAGE.read_text(), re.MULTILINE)
+    table, *_ = PAGE.read_text().partition("\n## ")
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
     assert sorted(listed) == sorted(SAMPLERS)
