@@ -172,4 +172,4 @@ def _block_rate(address: str) -> float:
         size = sum(
             data.size for _, files in client.pull_blocks("main:1") for data in files.values()
         )
-        return size / 1e6 / (time.perf_counter() - begun)
+        return float(size) / 1e6 / (time.perf_counter() - begun)

@@ -23,7 +23,7 @@ RECHECK_SECONDS = 1.0
 """How soon a stream that goes on ends after its token was revoked."""
 
 
-class Caller(fl.ServerMiddleware):
+class Caller(fl.ServerMiddleware):  # type: ignore[misc]
     """Whose call it is."""
 
     def __init__(self, state: ControlState, token: Token | None) -> None:
@@ -55,7 +55,7 @@ class Caller(fl.ServerMiddleware):
         self.token = self._state.book.by_id(self.token.id)
 
 
-class Callers(fl.ServerMiddlewareFactory):
+class Callers(fl.ServerMiddlewareFactory):  # type: ignore[misc]
     """Looks up the token of each call."""
 
     def __init__(self, state: ControlState) -> None:

@@ -22,7 +22,7 @@ from pipeline.service.client.steps import stacked
 from schemas.episode import Episode
 
 
-class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
     """Records an environment, and pushes each episode when it is over."""
 
     def __init__(
@@ -51,6 +51,9 @@ class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self._policy = policy
         self._policy_version = policy_version
         self._success_key = success_key
+        self._success: bool | None = None
+        self._seed: int | None = None
+        self._version: str | None = None
         self._forget()
         self.pushed: Future[Offset] | None = None
         """Of the newest episode that ended: tells its durable offset, or why it was refused."""
@@ -90,9 +93,7 @@ class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):
         self._observations: list[Any] = []
         self._actions: list[Any] = []
         self._rewards: list[float] = []
-        self._success: bool | None = None
-        self._seed: int | None = None
-        self._version: str | None = None
+        self._success = self._seed = self._version = None
         self._episode_id = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
 
     def _end(self, *, is_terminated: bool = False, is_truncated: bool = False) -> None:
@@ -103,8 +104,8 @@ class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):
             observations=stacked(self._observations),
             actions=stacked(self._actions),
             rewards=np.asarray(self._rewards, np.float64),
-            terminated=is_terminated,
-            truncated=is_truncated,
+            terminated=is_terminated,  # type: ignore[arg-type]
+            truncated=is_truncated,  # type: ignore[arg-type]
             task=self._task,
             kind="rollout",
             policy=self._policy,

@@ -171,11 +171,10 @@ class RolloutClient:
         for lane in self._all():
             outbox = lane.outbox
             left = None if until is None else max(until - time.monotonic(), 0)
-            with outbox.changed:
-                if not outbox.changed.wait_for(lambda o=outbox: not o.has_ended, left):
-                    raise OutOfTimeError(
-                        f"Expected everything to be acknowledged within {timeout:g} s, it was not."
-                    )
+            if not outbox.wait_for_ended(left):
+                raise OutOfTimeError(
+                    f"Expected everything to be acknowledged within {timeout:g} s, it was not."
+                )
         with self._lock:
             failure, self._failure = self._failure, None
         if failure is not None:

@@ -195,8 +195,9 @@ class Outbox:
         for one in late:
             self.settle(one, why(one))
 
-    @property
-    def has_ended(self) -> bool:
-        """True if an ended episode is not acknowledged."""
+    def wait_for_ended(self, timeout: float | None) -> bool:
+        """Waits until no ended episode is left; returns whether that is so."""
         with self.changed:
-            return any(one.facts is not None for one in self.episodes)
+            return self.changed.wait_for(
+                lambda: all(one.facts is None for one in self.episodes), timeout
+            )

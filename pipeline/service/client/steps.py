@@ -148,8 +148,8 @@ class EpisodeStream:
             observations=stacked(seen if following is None else [*seen, following]),
             actions=stacked([step["action"] for step in steps]),
             rewards=stacked([step["reward"] for step in steps]),
-            terminated=terminated,
-            truncated=truncated,
+            terminated=terminated,  # type: ignore[arg-type]
+            truncated=truncated,  # type: ignore[arg-type]
             extras={name: stacked([s["extras"][name] for s in steps]) for name in names},
             **{**self._facts, **facts},
         )
