@@ -28,6 +28,7 @@ from pipeline.service.flight_auth import MIDDLEWARE, Callers, caller_of
 from pipeline.service.flight_errors import flight_error, told, told_all
 from pipeline.service.flight_put import Streams
 from pipeline.service.state import ControlState
+from pipeline.service.tokens import Scope
 from pipeline.store.objects import LocalObjects
 from schemas.errors import ConfigError, NotFoundError, UsageError
 from schemas.plain import plain
@@ -46,7 +47,7 @@ ACTIONS = (("status", "Figures of the log, as JSON."),)
 REUSE = "arrow-flight-reuse-connection://?"
 """Where an endpoint is when it is here."""
 STOP_SECONDS = 5.0
-_ANY = ("push", "pull", "curate")
+_ANY: tuple[Scope, ...] = ("push", "pull", "curate")
 
 
 class DataServer(fl.FlightServerBase):  # type: ignore[misc]
@@ -164,7 +165,7 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
         return fl.FlightEndpoint(ticket, locations, None, found.encoded())
 
 
-def _none(what: str) -> Exception:
+def _none(what: str) -> fl.FlightError:
     return flight_error(UsageError(f"Expected a method of this service, came {what}."))
 
 
