@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 
@@ -26,10 +27,12 @@ def rollout(steps: int, random: np.random.Generator) -> Episode:
     """Returns an episode of some steps: 17 observed numbers, 6 of actions, a reward (float32)."""
     return Episode(
         episode_id=uuid.uuid4().hex,
-        observations=random.normal(size=(steps + 1, OBSERVATION)).astype(np.float32),
+        observations={
+            "observations": random.normal(size=(steps + 1, OBSERVATION)).astype(np.float32)
+        },
         actions=random.normal(size=(steps, ACTION)).astype(np.float32),
         rewards=random.normal(size=steps).astype(np.float32),
-        terminated=True,
+        terminated=True,  # type: ignore[arg-type]
         kind="rollout",
     )
 
@@ -48,13 +51,17 @@ def act(address: str, steps: int, seconds: float, window: int) -> list[float]:
             number += 1
             begun = time.perf_counter()
             future = client.push_async(one)
-            future.add_done_callback(lambda _, at=begun: waits.append(time.perf_counter() - at))
+            future.add_done_callback(partial(_note, waits, begun))
             going.append((begun, future))
             if len(going) >= window:
                 going.popleft()[1].result()
         while going:
             going.popleft()[1].result()
     return waits
+
+
+def _note(waits: list[float], begun: float, _: Future[Offset]) -> None:
+    waits.append(time.perf_counter() - begun)
 
 
 def main(arguments: list[str]) -> None:
