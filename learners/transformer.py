@@ -101,7 +101,8 @@ class Block(nn.Module):
         """Maps (K, B, T, D); a token sees itself and those before it."""
         tokens = tokens + self.dropout(self._attend(self.before_attention(tokens)))
         hidden = torch.relu(self.wide(self.before_layers(tokens)))
-        return tokens + self.dropout(self.narrow(hidden))
+        found: Tensor = tokens + self.dropout(self.narrow(hidden))
+        return found
 
     def _attend(self, tokens: Tensor) -> Tensor:
         agents, rows, length, width = tokens.shape

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import pyarrow as pa
 import pytest
 import torch
 
@@ -178,6 +179,33 @@ def test_each_part_of_rlpds_batches_holds_both_sources_evenly(store: Store) -> N
         assert len(is_old) == 64
         parts = in_parts(made.transitions({**rows(0, 64), "rewards": is_old}), 4)
         assert [part.rewards.sum().item() for part in parts] == [8.0] * 4
+
+
+def test_the_best_episodes_are_whole_ones(tmp_path: Path, store: Store) -> None:
+    """Filtered cloning reads exactly the episodes chosen by return, whatever their lengths."""
+    episodes = store.version().episodes(columns=["episode_id", "episode_return", "length"])
+    rows_of_episodes = sorted(episodes.to_pylist(), key=lambda row: -row["episode_return"])
+    assert len({row["length"] for row in rows_of_episodes}) > 1
+    best = rows_of_episodes[:3]
+    least = best[-1]["episode_return"]
+    store.version().where(f"episode_return >= {least!r}").commit("best")
+    sampling = Sampling(400, 0, 0.9, "cpu", episode_ids=True)
+    stream = open_stream(pin((f"{store.url}@best",)), sampling)
+    assert set(next(iter(stream))["episode_ids"]) == {row["episode_id"] for row in best}
+    run = train(_config("bc", store, tmp_path / "run", data=(f"{store.url}@best",), steps=3))
+    assert run.steps == 3
+
+
+def test_windows_of_an_algorithm_go_with_weights(tmp_path: Path, store: Store) -> None:
+    ids = store.version().episodes()["episode_id"].to_pylist()
+    grades = pa.table({"episode_id": ids, "grade": [float(k < 2) for k in range(len(ids))]})
+    version = store.version().annotate(grades)
+    data = (f"{store.url}@{version.id}",)
+    weighted = {"sampler": "weighted", "stream": {"weights": "grade"}}
+    train(_config("rebrac", store, tmp_path / "run", data=data, steps=3, **weighted))
+    drawn = replay(str(tmp_path / "run"), 2).batch
+    assert drawn["actions"].shape == (16, 2, 1)
+    assert set(drawn["episode_ids"]) <= set(ids[:2])
 
 
 def test_settings_that_an_algorithm_makes_itself_are_refused(tmp_path: Path, store: Store) -> None:
