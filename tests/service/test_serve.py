@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from tests.service.servers import ARGUMENTS, serving
 
 def children(pid: int) -> list[str]:
     return [
-        name
-        for name in os.listdir("/proc")
-        if name.isdigit() and parent_of(Path("/proc") / name / "stat") == pid
+        place.name
+        for place in Path("/proc").iterdir()
+        if place.name.isdigit() and parent_of(place / "stat") == pid
     ]
 
 
