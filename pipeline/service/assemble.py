@@ -86,12 +86,6 @@ class Ended:
         return self.pieces[-1].offset
 
     @property
-    def is_durable(self) -> bool:
-        """True if its last put is, and with it all of them."""
-        pending = self.pieces[-1].pending
-        return pending is None or pending.is_durable
-
-    @property
     def is_refused(self) -> bool:
         """True if the disk had no room for its last put."""
         pending = self.pieces[-1].pending
@@ -188,9 +182,14 @@ class Episodes:
         self.ended_bytes += ended.bytes
         return ended
 
-    def waiting(self) -> list[Ended]:
-        """Returns the ended episodes that are durable, in the order of their ends."""
-        return [ended for ended in self.ended.values() if ended.is_durable]
+    def waiting(self, durable: int) -> list[Ended]:
+        """Returns the ended episodes that are durable, in the order of their ends.
+
+        Args:
+            durable: records of smaller offsets are. It is read once: to ask one record after the
+                other while the log goes on could skip one and take a later one.
+        """
+        return [ended for ended in self.ended.values() if ended.offset < durable]
 
     def seal(self, through: int) -> None:
         """Forgets the episodes that ended at an offset or before it: the store has them."""

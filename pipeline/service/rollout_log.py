@@ -196,7 +196,7 @@ class RolloutLog:
         """
         with self._one_seal:
             with self._intake.changed:
-                waiting = self._intake.episodes.waiting()
+                waiting = self._intake.episodes.waiting(self._intake.group.durable)
             if not waiting:
                 return None
             if self._sealing.needs_first:
@@ -267,10 +267,9 @@ class RolloutLog:
             after: only episodes whose end has a larger offset.
         """
         with self._intake.changed:
-            # By offsets alone: the log may not have told yet what it has just made durable.
             through = self._intake.group.durable - 1
-            ended = self._intake.episodes.ended.values()
-            waiting = [one for one in ended if after < one.offset <= through]
+            ended = self._intake.episodes.waiting(through + 1)
+            waiting = [one for one in ended if one.offset > after]
             lowest = min((ended.pieces[0].offset for ended in waiting), default=through + 1)
             self._pins.hold(lowest)
             version = self._version

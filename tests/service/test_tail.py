@@ -1,14 +1,16 @@
-"""The tail misses nothing: not while the log settles, not when a reader breaks off."""
+"""Tail and seal miss nothing: not while the log settles, not when a reader breaks off."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.service.pending import Pending
 from pipeline.service.recent import sealed_since
-from tests.service.logs import Actor, open_log, rollout, store_at
+from pipeline.service.segments import Segments
+from tests.service.logs import Actor, open_log, rollout, store_at, stored
 
 
 def test_what_is_durable_and_not_told_yet_is_in_the_tail(
@@ -41,6 +43,47 @@ def test_what_is_durable_and_not_told_yet_is_in_the_tail(
         monkeypatch.undo()
     assert looks[-1] == ends[-1]
     assert missed == []
+
+
+def test_a_seal_skips_nothing_that_becomes_durable_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow until the seal looks at the first of three; then all are safe at once."""
+    syncs, has_come = threading.Semaphore(0), threading.Semaphore(0)
+    sync, is_durable = Segments.sync, Pending.is_durable.fget
+    assert is_durable is not None
+
+    def slowly(self: Segments) -> None:
+        has_come.release()
+        assert syncs.acquire(timeout=30)
+        sync(self)
+
+    def late(self: Pending) -> bool:
+        found = is_durable(self)
+        if self is taken[0].pending and not found:
+            syncs.release(100)
+            assert taken[-1].pending is not None
+            taken[-1].pending.result(30)
+        return bool(found)
+
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("first"))
+        log.seal()
+        before = actor.begin(rollout("open"), puts=1)
+        monkeypatch.setattr(Segments, "sync", slowly)
+        monkeypatch.setattr(Pending, "is_durable", property(late))
+        actor.send(before[0])
+        assert has_come.acquire(timeout=30)
+        taken = [[actor.send(put) for put in actor.puts(rollout(f"e{k}"))][-1] for k in range(3)]
+        syncs.release()
+        assert has_come.acquire(timeout=30)  # all three are one group, which waits for the disk
+        log.seal()
+        syncs.release(100)
+        for one in taken:
+            log.wait(one, timeout=30)
+        log.seal()
+    assert stored(tmp_path) == ["first", "e0", "e1", "e2"]
 
 
 def test_who_breaks_off_within_a_commit_gets_the_rest(tmp_path: Path) -> None:
