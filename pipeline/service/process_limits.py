@@ -23,6 +23,8 @@ STREAM_BYTES = 16 << 20
 """Addresses set aside for each stream: two stacks and buffers of the transport."""
 SPARE_BYTES = 8 << 30
 """Addresses for files that are mapped, and for what libraries set aside and never touch."""
+IDLE_BYTES = 64 << 20
+"""Freed memory that the C library may keep for itself."""
 _M_ARENA_MAX = -8
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _ATTRIBUTES_BYTES = 128
@@ -59,6 +61,32 @@ def memory_bytes() -> int:
     except OSError:
         return machine
     return min(machine, int(group)) if group.isdigit() else machine
+
+
+class _Allocated(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks"),
+            *("uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def return_memory() -> None:
+    """Hands freed memory back to the system, if it is much; call it when a lot was freed.
+
+    Puts come in small pieces and go all at once when they are sealed; what the C library keeps of
+    that would look like a leak, and is missing elsewhere.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2") or not hasattr(library, "malloc_trim"):
+        return
+    library.mallinfo2.restype = _Allocated
+    if library.mallinfo2().fordblks > IDLE_BYTES:
+        library.malloc_trim(0)
 
 
 def _address_space() -> int | None:

@@ -12,6 +12,7 @@ from pipeline.service.group_commit import Written
 from pipeline.service.intake import Hooks
 from pipeline.service.learners import Learners
 from pipeline.service.metrics import ServiceMetrics
+from pipeline.service.process_limits import return_memory
 from pipeline.service.quotas import Quotas
 from pipeline.service.rollout_log import RolloutLog, RolloutLogConfig
 from pipeline.service.seal import Sealed
@@ -76,6 +77,7 @@ def _log(
     def sealed(done: Sealed, seconds: float) -> None:
         metrics.commit.observe(seconds)
         learners.sealed(done)
+        return_memory()
 
     wanted = RolloutLogConfig(
         folder=config.wal,
