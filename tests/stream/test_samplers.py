@@ -321,7 +321,7 @@ def test_epochs_of_a_stream_are_exact(kept: tuple[Version, str, Reference]) -> N
         assert sorted(epoch.tolist()) == expected
     assert (epochs[0] != epochs[1]).any()
     assert "distinct episodes" in made.describe()
-    assert "the 4 chunks, then the rows of each 2 chunks together" in made.describe()
+    assert "first all chunks, 4, then the rows of each 2 together" in made.describe()
 
 
 def test_a_followed_version_begins_an_epoch_of_its_own(store: Store) -> None:
