@@ -26,7 +26,7 @@ INDEX = "index.json"
 FRESH = "rows.new"  # the records that stay of a file that is written anew
 _NO_FOLDER = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOLCK),
-    *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG),
 )
 PICTURES = "pictures"  # folder of what stays encoded, a file per block
 
