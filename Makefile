@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: setup demo test test-reliability conformance lint format bench peers views clean
+.PHONY: setup demo test test-reliability soak conformance lint format bench peers views clean
 
 setup: $(READY)
 
@@ -26,6 +26,10 @@ test: $(READY)
 test-reliability: $(READY)
 	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 1200 \
 		tests/reliability tests/store/test_maintenance_*.py tests/service/test_log_*.py
+
+# A server under half its peak for SOAK_MINUTES (30): nothing may grow, no episode may be missing.
+soak: $(READY)
+	$(BIN)/python -m tests.reliability.soak
 
 # What the formats' own libraries make of our files, in environments of their own (gigabytes).
 conformance: $(READY)
