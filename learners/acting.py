@@ -31,6 +31,7 @@ from learners.scripted import ENVIRONMENT, PoleBalancer
 from learners.settings import Settings
 from pipeline.service.client.client import RolloutClient
 from pipeline.service.client.control import ControlClient
+from pipeline.service.client.settings import ClientSettings
 from schemas.episode import Episode
 from schemas.errors import ConfigError, NotFoundError, OutOfTimeError, TransientError
 
@@ -195,11 +196,11 @@ def act(
         policy = _first(policies, config, stop)
         if policy is None:
             return ActingResult(0, 0, None, None)
-        data = _patiently(lambda: control.addresses().data, config.wait_seconds, stop)
+        data = patiently(lambda: control.addresses().data, config.wait_seconds, stop)
         if data is None:
             return ActingResult(0, 0, None, policy.version)
-        settings = {"producer": config.producer, "retry_seconds": config.wait_seconds}
-        with RolloutClient(data, token, **settings) as client:
+        settings = ClientSettings(producer=config.producer, retry_seconds=config.wait_seconds)
+        with RolloutClient(data, token, settings) as client:
             return _Acting(config, client, stop, report).run(policies, policy)
 
 
@@ -321,10 +322,10 @@ def _first(policies: Policies, config: ActingConfig, stop: threading.Event) -> P
         except NotFoundError as error:
             raise TransientError(error.message, where=error.where) from None
 
-    return _patiently(ask, config.wait_seconds, stop)
+    return patiently(ask, config.wait_seconds, stop)
 
 
-def _patiently(ask: Callable[[], T], seconds: float, stop: threading.Event) -> T | None:
+def patiently(ask: Callable[[], T], seconds: float, stop: threading.Event) -> T | None:
     """Asks until there is an answer; None if told to stop.
 
     Raises:
@@ -337,7 +338,8 @@ def _patiently(ask: Callable[[], T], seconds: float, stop: threading.Event) -> T
         except TransientError as error:
             if time.monotonic() >= until:
                 raise OutOfTimeError(
-                    f"Expected a service with a policy within {seconds:g} s, came: {error.message}",
+                    f"Expected an answer of the service within {seconds:g} s, came: "
+                    f"{error.message}",
                     where=error.where,
                 ) from None
             stop.wait(_LOOK_SECONDS)

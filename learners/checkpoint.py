@@ -86,7 +86,8 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         "sha256": _digest(tensors),
         "document": dict(checkpoint.document),
     }
-    return save(tensors, {"penstock": json.dumps(document)})
+    found: bytes = save(tensors, {"penstock": json.dumps(document)})
+    return found
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint) -> Path:

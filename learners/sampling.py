@@ -19,7 +19,7 @@ from schemas.stream import StreamConfig, stream_config
 
 PLACES = ("residency", "memory", "device_memory", "prefetch", "cache_dir", "verify")
 """Say where rows are, not which; a resumed run may change them."""
-FOLLOWING = ("follow", "follow_every")
+FOLLOWING = ("follow", "follow_every", "service")
 TAKEN = (
     *("sampler", "n_step", "weights", "window", "history", "pad", "shuffle_window"),
     *("fields", "spec", *PLACES, *FOLLOWING),

@@ -88,6 +88,9 @@ class StreamConfig(Document):
     """Branch whose newest version the run reads from each decided step on."""
     follow_every: int = Field(default=1000, ge=1)
     """Steps from one decision to the next."""
+    service: str | None = None
+    """Address of a service that is asked for the newest version of `follow`, in the store's place;
+    its token is that of the environment variable PENSTOCK_TOKEN."""
 
     n_step: int = Field(default=1, ge=1, le=10_000)
     """Steps that a transition spans; fewer where the episode ends before."""
@@ -256,6 +259,8 @@ class StreamConfig(Document):
         default = type(self).model_fields["follow_every"].default
         if self.follow_every != default and self.follow is None:
             raise ValueError("follow_every needs follow=, the branch that is followed")
+        if self.service is not None and self.follow is None:
+            raise ValueError("service needs follow=, the branch whose newest version it tells")
         return self
 
     @model_validator(mode="after")

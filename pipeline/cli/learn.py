@@ -176,7 +176,8 @@ def finetune(
         config = read_settings(FinetuneConfig, {**asked, **alone}, "finetune")
         _tell([_watched("finetune", json, run_finetuning, config)], json)
         return
-    from learners.online import OnlineConfig, learn_online
+    from learners.online import learn_online
+    from learners.online_run import OnlineConfig
 
     if branch is not None or join_successes:
         raise UsageError(

@@ -18,6 +18,7 @@ from pipeline.stream.cache import Progress
 from pipeline.stream.carry import packed, unpacked
 from pipeline.stream.endless import STATE_FORMAT, Endless
 from pipeline.stream.feed import Feed
+from pipeline.stream.online import wait_for
 from pipeline.stream.priorities import AllGather, Priorities, gathering, priorities_for
 from pipeline.stream.provenance import Decisions, said_run, without_run
 from pipeline.stream.samplers import Draw, Drawn, sampler_named
@@ -203,6 +204,28 @@ class Stream(Endless):
             self._change()  # that nothing else is read is a decision, too
         for mixture in self.mixtures:
             mixture.follow_stream(self, version)
+
+    def wait_for(self, offset: int, server: str | None = None, timeout: float = 30.0) -> None:
+        """Reads, from the next batch on, a version with all that a service acknowledged so far.
+
+        With `run=`, call it on every rank at the same step, as `follow`.
+
+        Args:
+            offset: as `RolloutClient.push` returned it; that knows its server.
+            server: whose offset it is, if it does not say.
+            timeout: seconds until the service has sealed it.
+
+        Raises:
+            UsageError: if nobody says whose offset it is.
+            OutOfTimeError: if no version has it in time.
+        """
+        known = server or getattr(offset, "server", None)
+        if known is None:
+            raise UsageError(
+                f"Expected an offset that knows its server, came {offset}; name it with server=."
+            )
+        branch = self.config.follow or self.version.branch
+        self.follow(wait_for(self.feed.store, branch, offset, known, timeout))
 
     def update_priorities(
         self, indices: Any, priorities: Any, all_gather: AllGather | None = None

@@ -15,6 +15,7 @@ from pipeline.store import runs
 from pipeline.store.reader import Version
 from pipeline.store.runs import MixtureReference, RunReference
 from pipeline.stream.feed import Feed
+from pipeline.stream.newest import newest
 from schemas.errors import AccessDeniedError, ConfigError, UsageError
 from schemas.stream import StreamConfig
 
@@ -22,6 +23,7 @@ _PLACES = frozenset(
     {
         *("device", "residency", "memory", "device_memory", "prefetch", "cache_dir", "verify"),
         *("framework", "output", "rank", "world_size", "run", "follow", "follow_every"),
+        "service",
     }
 )
 """Settings that change where rows are or what else is told of them, not which they are."""
@@ -177,7 +179,7 @@ class Decisions:
         feed, config = self._feeds[source], self._configs[source]
         if config.follow is None or step == 0 or step % config.follow_every:
             return feed.version_at(step)
-        version = feed.named(config.follow)
+        version = newest(feed, config)
         feed.expect(version, step)
         return version
 

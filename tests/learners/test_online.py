@@ -13,7 +13,8 @@ import torch
 
 from learners.acting import ActingConfig, act
 from learners.checkpoint import load_checkpoint
-from learners.online import OnlineConfig, learn_online
+from learners.online import learn_online
+from learners.online_run import OnlineConfig
 from learners.policy import decode_policy, encode_policy
 from learners.replay import replay
 from learners.runlog import read_table
@@ -25,7 +26,6 @@ from schemas.errors import (
     NameTakenError,
     NotFoundError,
     OutOfTimeError,
-    TransientError,
     UntrustedError,
 )
 from tests.learners.playing import ENVIRONMENT, demonstrations, offline_run
@@ -175,11 +175,12 @@ def test_starvation_ends_a_learner(world: tuple[Store, Path, Server]) -> None:
         learn_online(asked, world[2].token)
 
 
-def test_a_service_that_is_away_is_said_at_once(world: tuple[Store, Path, Server]) -> None:
-    with pytest.raises(TransientError):
-        learn_online(config(world, "away", service="http://127.0.0.1:9"))
+def test_a_service_that_is_away_is_said(world: tuple[Store, Path, Server]) -> None:
+    away = config(world, "away", service="http://127.0.0.1:9", starve_seconds=0.5)
+    with pytest.raises(OutOfTimeError, match=r"Expected an answer of the service within 0\.5 s"):
+        learn_online(away)
     gone = {"service": "http://127.0.0.1:9", "wait_seconds": 0.5, "policy": "x"}
-    with pytest.raises(OutOfTimeError, match="Expected a service with a policy"):
+    with pytest.raises(OutOfTimeError, match="Expected an answer of the service"):
         act(ActingConfig(environment=ENVIRONMENT, **gone))  # type: ignore[arg-type]
 
 

@@ -37,5 +37,6 @@ def test_the_page_names_every_route():
     text = PAGE.read_text()
     for method, path in RULES:
         place = path.replace("{ref}", "REF").replace("{name}", "NAME")
+        place = place.replace("{run}", "RUN").replace("{step}", "STEP")
         said = place if path in ("/healthz", "/readyz", "/metrics") else f"{method} {place}"
         assert f"`{said}" in text or f"`{said}?" in text, said

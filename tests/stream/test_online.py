@@ -15,8 +15,10 @@ from pipeline.store.store import Store, open_store
 from pipeline.stream.loader import Stream
 from pipeline.stream.online import Freshness, OnlineSource, policy_stamp, sealed_offset, wait_for
 from schemas.episode import Episode
-from schemas.errors import ConfigError, OutOfTimeError
+from schemas.errors import ConfigError, OutOfTimeError, TransientError, UsageError
 from schemas.puts import puts_of
+from tests.service.ports import episode as service_episode
+from tests.service.ports import service_in
 from tests.store.makers import episode
 
 NOW = dt.datetime(2026, 11, 21, 12, tzinfo=dt.UTC)
@@ -146,6 +148,41 @@ def test_what_was_acknowledged_is_read(store: Store, tmp_path: Path) -> None:
             assert f"p{number}" in ids(version)
             assert sealed_offset(version, log.server) >= offset
             assert sealed_offset(version, "another") == -1
+        stream = Stream(store.version("main:1"), batch_size=200, framework="numpy")
+        assert stream.transitions == 10
+        with pytest.raises(UsageError, match="server="):
+            stream.wait_for(int(offset))
+        stream.wait_for(int(offset), log.server)
+        assert stream.transitions == 30
+        with pytest.raises(OutOfTimeError):
+            stream.wait_for(offset + 1, log.server, timeout=0)
+
+
+def test_a_service_tells_the_newest_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    settings = {"batch_size": 16, "framework": "numpy", "follow": "main", "follow_every": 5}
+    with service_in(tmp_path) as port:
+        monkeypatch.setenv("PENSTOCK_TOKEN", port.texts["pull"])
+        newer = port.store.append([played_there("new")])
+        stream = Stream(port.store.version("main:1"), run="r", service=port.url, **settings)
+        for _ in range(6):
+            next(stream)
+        assert stream.version.id == newer.id
+        other = open_store(tmp_path / "other", create=True).append([episode("e", 9)])
+        wrong = Stream(other, run="r", service=port.url, **settings)
+        with pytest.raises(UsageError, match="another store"):
+            [next(wrong) for _ in range(6)]
+        away = Stream(port.store.version("main"), run="r2", service=port.url, **settings)
+    with pytest.raises(TransientError, match="Expected a service that answers"):
+        [next(away) for _ in range(12)]
+    with pytest.raises(ConfigError, match="service needs follow="):
+        Stream(port.store.version("main"), service=port.url)
+
+
+def played_there(name: str) -> Episode:
+    return service_episode(name, 3)
 
 
 def test_that_nothing_new_is_read_is_decided_too(store: Store) -> None:
