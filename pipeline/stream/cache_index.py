@@ -49,11 +49,11 @@ def read_index(folder: Path) -> tuple[dict[str, CachedBlock], dict[str, Any]]:
     Raises:
         DamagedCacheError: if it cannot be read.
     """
-    try:
-        with disk_errors(folder):
+    with disk_errors(folder):
+        try:
             text = (folder / INDEX).read_text()
-    except FileNotFoundError:
-        return {}, {}
+        except FileNotFoundError:
+            return {}, {}
     try:
         document = json.loads(text)
         return {name: CachedBlock(*it) for name, it in document["blocks"].items()}, document
