@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from learners.acting import ActingConfig, act
+from learners.actors import Actors
 from learners.checkpoint import load_checkpoint
 from learners.online import learn_online
 from learners.online_run import OnlineConfig
@@ -27,6 +30,7 @@ from schemas.errors import (
     NotFoundError,
     OutOfTimeError,
     UntrustedError,
+    UsageError,
 )
 from tests.learners.playing import ENVIRONMENT, demonstrations, offline_run
 from tests.service.servers import Server, serving
@@ -225,3 +229,44 @@ def test_a_policy_that_is_none_is_refused(world: tuple[Store, Path, Server], wro
     assert wrong == "other run" or changed != data
     with pytest.raises(UntrustedError):
         decode_policy(changed, "another" if wrong == "other run" else "r")
+
+
+# -- actors as processes -------------------------------------------------------------------------
+
+
+def test_an_actor_that_died_is_started_again_and_all_end_with_us(
+    world: tuple[Store, Path, Server],
+) -> None:
+    server = world[2]
+    where = ["--env", ENVIRONMENT, "--policy", "nobody", "--service", server.data]
+    with Actors(where, 1, server.token) as actors:
+        (first,) = actors.pids
+        os.kill(first, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while actors.pids in ([first], []) and time.monotonic() < until:
+            actors.look()
+            time.sleep(0.05)
+        (second,) = actors.pids
+    assert actors.pids == []
+    for pid in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_an_actor_that_was_given_something_wrong_ends_us(
+    world: tuple[Store, Path, Server],
+) -> None:
+    _, run, server = world
+    where = ["--env", "Pendulums-v1", "--policy", str(run), "--service", server.data]
+    until = time.monotonic() + 120
+    actors = Actors(where, 1, server.token)
+
+    def look_on() -> None:
+        with actors:
+            while time.monotonic() < until:
+                actors.look()
+                time.sleep(0.05)
+
+    with pytest.raises(UsageError, match="Pendulums-v1"):
+        look_on()
+    assert actors.pids == []

@@ -1,0 +1,211 @@
+"""The whole online story, each process killed once: nothing is lost, every batch is known.
+
+A server, four actors, a learner and a curator; every one of them is killed and started again. Then
+all acknowledged episodes are in the store exactly once, and every batch of the learner can be drawn
+again from the store, with the rows that the learner logged.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from learners.checkpoint import load_checkpoint, restore
+from learners.evaluate import evaluate
+from learners.replay import replay
+from learners.runlog import read_table
+from pipeline.store.store import Store
+from pipeline.stream.online import OnlineSource
+from tests.learners.playing import ENVIRONMENT, demonstrations, offline_run
+from tests.reliability.figures import tell
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("PENSTOCK_LONG") != "1", reason="takes minutes; PENSTOCK_LONG=1 runs it"
+)
+RUN = "story"
+ACTORS = 4
+SHORT = {"env_steps": 4_000, "warmup_steps": 800, "updates_per_step": 0.2, "rate": 0.0003}
+LONG = {"env_steps": 12_000, "warmup_steps": 1_000, "updates_per_step": 0.4, "rate": 0.001}
+
+
+class Processes:
+    """What was started, by its name; each goes on after a kill with the same command."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._environment = folder, {**os.environ, **environment}
+        self._commands: dict[str, list[str]] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *command: str) -> None:
+        self._commands[name] = list(command)
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, *command], stdout=log, stderr=log, env=self._environment
+            )
+
+    def kill(self, name: str) -> None:
+        process = self._running[name]
+        assert process.poll() is None, f"{name} ended by itself: {self.said(name)}"
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL
+        self.start(name, *self._commands[name])
+
+    def wait(self, name: str, seconds: float) -> int:
+        return self._running[name].wait(seconds)
+
+    def is_alive(self, name: str) -> bool:
+        return self._running[name].poll() is None
+
+    def said(self, name: str) -> str:
+        return (self._folder / f"{name}.log").read_text()[-3000:]
+
+    def end(self) -> dict[str, int]:
+        """Ends all, the server last: actors wait for what it acknowledges."""
+        served = {name: one for name, one in self._running.items() if name != "server"}
+        codes: dict[str, int] = {}
+        for group in (served, self._running):
+            for process in group.values():
+                process.terminate()
+            for name, process in group.items():
+                try:
+                    codes[name] = process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    codes[name] = process.wait()
+        return codes
+
+
+CURATOR = """
+import sys, time
+from pipeline.store.store import open_store
+store = open_store(sys.argv[1])
+while True:
+    try:
+        chosen = store.version("main").where("kind == 'rollout' and length >= 100")
+        if len(chosen):
+            chosen.commit("chosen")
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    time.sleep(1)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float, what: str) -> None:
+    until = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < until, what
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("size", [SHORT, LONG], ids=["short", "long"])
+def test_each_process_is_killed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: dict[str, float]
+) -> None:
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    store = demonstrations(tmp_path / "s", 5)
+    rates = {"policy_rate": size["rate"], "critic_rate": size["rate"]}
+    base = offline_run(store, tmp_path / "base", 50, "rlpd", **rates)
+    before = evaluate(restore(load_checkpoint(base)), ENVIRONMENT, 10).mean_return
+    port, http_port = free_port(), free_port()
+    processes = Processes(tmp_path, {"PENSTOCK_CACHE": str(tmp_path / "cache")})
+    token = tmp_path / "s" / "wal" / "token"
+    out = tmp_path / "online"
+    try:
+        ports = ("--port", str(port), "--http-port", str(http_port), "--seal-every", "500ms")
+        more = ("--new-spec", "play", "--disk-reserve-bytes", "0B")
+        processes.start("server", "-m", "penstock", "serve", store.url, *ports, *more)
+        wait_until(token.exists, 60, "a server")
+        said = ("--service", f"grpc://127.0.0.1:{port}", "--token-file", str(token))
+        where = ("--env", ENVIRONMENT, *said)
+        for number in range(ACTORS):
+            actor = ("-m", "penstock", "actor", "--policy", RUN, "--slots", "1")
+            processes.start(f"actor-{number}", *actor, *where)
+        processes.start("curator", "-c", CURATOR, store.url)
+        _wait_for_service(http_port, token)
+        learner = [
+            *("-m", "penstock", "finetune", str(base), *where, "--name", RUN, "--out", str(out)),
+            *("--env-steps", str(size["env_steps"]), "--warmup-steps", str(size["warmup_steps"])),
+            *("--updates-per-step", str(size["updates_per_step"]), "--actors", "0"),
+            *("--log-rows", "--resume", "--seed", "3"),
+        ]
+        processes.start("learner", *learner)
+        _kill_each(processes, store, random.Random(5), int(size["env_steps"]))
+        assert processes.wait("learner", 900) == 0, processes.said("learner")
+        codes = processes.end()
+    finally:
+        processes.end()
+    actors = {name: code for name, code in codes.items() if name.startswith("actor")}
+    assert set(actors.values()) == {0}, [processes.said(name) for name in actors]
+    assert codes["server"] == 0, processes.said("server")
+    _everything_once(store, processes)
+    steps = _same_batches(out)
+    after = evaluate(restore(load_checkpoint(out)), ENVIRONMENT, 10).mean_return
+    tell("online story", batches=steps, before=round(before), after=round(after))
+    if size is LONG:
+        assert after > before + 200
+
+
+def _wait_for_service(http_port: int, token: Path) -> None:
+    from pipeline.service.client.control import ControlClient
+    from schemas.errors import TransientError
+
+    def is_ready() -> bool:
+        try:
+            ControlClient(f"http://127.0.0.1:{http_port}", token.read_text()).addresses()
+        except TransientError:
+            return False
+        return True
+
+    wait_until(is_ready, 60, "a server that answers")
+
+
+def _kill_each(processes: Processes, store: Store, chance: random.Random, steps: int) -> None:
+    """Kills each process once while rollouts come in."""
+    source = OnlineSource(store, "main", RUN)
+    names = ["server", "learner", "curator", *(f"actor-{k}" for k in range(ACTORS))]
+    chance.shuffle(names)
+    for number, name in enumerate(names):
+        wanted = steps * (number + 1) // (len(names) + 3)
+        wait_until(lambda wanted=wanted: source.inserted() >= wanted, 600, f"{wanted} steps")
+        processes.kill(name)
+
+
+def _everything_once(store: Store, processes: Processes) -> None:
+    table = store.version("main").episodes(columns=["episode_id", "length", "policy_version"])
+    ids = table["episode_id"].to_pylist()
+    assert len(ids) == len(set(ids))
+    assert set(table["length"].to_pylist()) == {200}  # whole episodes alone
+    for name in (f"actor-{k}" for k in range(ACTORS)):
+        told = [line for line in processes.said(name).splitlines() if line.startswith("pushed ")]
+        assert told, processes.said(name)
+        # What the last of its lives acknowledged is there: that one waited for it all.
+        count = int(told[-1].split()[1].replace(",", ""))
+        producers = {one.rpartition("/")[0] for one in ids}
+        assert count in [
+            sum(one.rpartition("/")[0] == producer for one in ids) for producer in producers
+        ] + [0]
+    assert store.doctor().problems == []
+
+
+def _same_batches(out: Path) -> int:
+    logged = read_table(out / "rows.csv")
+    assert [int(row["step"]) for row in logged] == list(range(len(logged)))
+    every = max(len(logged) // 60, 1)
+    for row in logged[::every] + logged[-1:]:
+        assert replay(str(out), int(row["step"])).rows == row["rows"]
+    return len(logged)
