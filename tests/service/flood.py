@@ -1,0 +1,86 @@
+"""Bytes that are no requests, many at a time, on any port: blobs, half HTTP/2, half TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes, length: int | None = None) -> bytes:
+    """One HTTP/2 frame, whose length may be a lie."""
+    size = len(payload) if length is None else length
+    return struct.pack("!I", size)[1:] + struct.pack("!BBI", kind, flags, stream) + payload
+
+
+def blob(chance: random.Random) -> bytes:
+    """What a connection sends: by turns of several kinds, each of other bytes."""
+    noise = chance.randbytes(chance.randrange(1, 4096))
+    return chance.choice(
+        [
+            noise,
+            _PREFACE[: chance.randrange(1, len(_PREFACE))],
+            _PREFACE + _SETTINGS + frame(1, 4, 1, noise, length=1 << 14),
+            _PREFACE + _SETTINGS + frame(0, 0, 1, b"", length=(1 << 24) - 1),
+            _PREFACE + _SETTINGS + frame(chance.randrange(256), chance.randrange(256), 3, noise),
+            _PREFACE + frame(4, 0, 0, struct.pack("!HI", 4, 0xFFFFFFFF)) + noise,
+            _PREFACE + _SETTINGS + b"".join(frame(3, 0, k, bytes(4)) for k in range(1, 400, 2)),
+            b"\x16\x03\x01" + struct.pack("!H", len(noise)) + b"\x01" + noise,
+            b"\x16\x03\x03\x40\x00" + noise[:100],
+            b"POST /v1/rollouts HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999\r\n\r\n"
+            + noise,
+            b"GET / HTTP/1.1\r\nHost: " + noise,
+        ]
+    )
+
+
+def throw(ports: tuple[int, ...], seed: int, over: threading.Event, lingering: int = 32) -> int:
+    """Throws blobs at ports by turns, until it is over; some connections stay open for a while.
+
+    Returns:
+        How many were thrown.
+    """
+    chance = random.Random(seed)
+    open_ones: list[socket.socket] = []
+    thrown = 0
+    try:
+        for port in itertools.cycle(ports):
+            if over.is_set():
+                return thrown
+            with contextlib.suppress(OSError):
+                one = socket.create_connection(("127.0.0.1", port), timeout=2)
+                open_ones.append(one)
+                one.sendall(blob(chance))
+                thrown += 1
+            if len(open_ones) > lingering:
+                open_ones.pop(chance.randrange(len(open_ones))).close()
+    finally:
+        for one in open_ones:
+            one.close()
+    return thrown
+
+
+@contextlib.contextmanager
+def flood(ports: tuple[int, ...], throwers: int = 2) -> Iterator[list[int]]:
+    """Floods ports while the context lasts; afterwards the list tells how much was thrown."""
+    over = threading.Event()
+    thrown: list[int] = []
+    threads = [
+        threading.Thread(target=lambda seed=seed: thrown.append(throw(ports, seed, over)))
+        for seed in range(throwers)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield thrown
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
