@@ -31,7 +31,10 @@ def actor(
     exploration: Annotated[
         str, typer.Option("--exploration", help="none, gaussian or policy (its own spread).")
     ] = "policy",
-    noise: Annotated[float, typer.Option("--noise", help="Of gaussian; factor of policy.")] = 1.0,
+    noise: Annotated[
+        float | None,
+        typer.Option("--noise", min=0, help="Of gaussian; factor of policy. 1, scripted 0.1."),
+    ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Environments in lockstep.")] = 4,
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="Of the service; else PENSTOCK_TOKEN.")
@@ -70,7 +73,7 @@ def actor(
         "steps": steps,
         "seed": seed,
         "exploration": "gaussian" if policy == SCRIPTED else exploration,
-        "noise": noise,
+        "noise": noise if noise is not None else 0.1 if policy == SCRIPTED else 1.0,
         "slots": slots,
         "wait_seconds": wait,
     }
