@@ -72,7 +72,11 @@ def serve(
     ] = "10s",
     json: Json = False,
 ) -> None:
+    import os
     import sys
+
+    # Arrow's own allocator keeps what other threads freed; the C library's can be told to let go.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
     from pipeline.service.extra import check_installed
 

@@ -191,32 +191,39 @@ class RolloutLog:
     def seal(self) -> Sealed | None:
         """Commits the ended episodes that are durable; returns what was done, None for nothing.
 
+        Many are several commits, of `seal_bytes` each: a commit is made in memory. What is told
+        then is the last one.
+
         Raises:
             TransientError: if the store or the log cannot be written; nothing is lost.
         """
         with self._one_seal:
             with self._intake.changed:
                 waiting = self._intake.episodes.waiting(self._intake.group.durable)
-            if not waiting:
-                return None
-            if self._sealing.needs_first:
-                waiting = waiting[:1]
-            begun = time.perf_counter()
-            through = waiting[-1].offset
-            done = self._sealing.commit(self.server, through, lambda: self._offered(waiting))
-            with self._intake.changed:
-                self._intake.sealed = through
-                self._intake.episodes.seal(through)
-                self._version = done.version
-                self._intake.changed.notify_all()
-            try:
-                self._intake.record_seal(through).result()
-            except DiskFullError:
-                self._free_segments()  # the commit says it, too, and this makes room
-                self._intake.record_seal(through).result()
-            self._free_segments()
-            self._on_sealed(done, time.perf_counter() - begun)
+            done: Sealed | None = None
+            while waiting:
+                few = 1 if self._sealing.needs_first else _first(waiting, self._config.seal_bytes)
+                done = self._seal_few(waiting[:few])
+                waiting = waiting[few:]
             return done
+
+    def _seal_few(self, waiting: Sequence[Ended]) -> Sealed:
+        begun = time.perf_counter()
+        through = waiting[-1].offset
+        done = self._sealing.commit(self.server, through, lambda: self._offered(waiting))
+        with self._intake.changed:
+            self._intake.sealed = through
+            self._intake.episodes.seal(through)
+            self._version = done.version
+            self._intake.changed.notify_all()
+        try:
+            self._intake.record_seal(through).result()
+        except DiskFullError:
+            self._free_segments()  # the commit says it, too, and this makes room
+            self._intake.record_seal(through).result()
+        self._free_segments()
+        self._on_sealed(done, time.perf_counter() - begun)
+        return done
 
     def wait_sealed(self, offset: int, timeout: float | None = None) -> None:
         """Waits until every episode that ended at an offset or before it is in the store.
@@ -330,3 +337,13 @@ class RolloutLog:
                 "seal_error": error.kind if error else None,
                 "failure": intake.group.failure.message if intake.group.failure else None,
             }
+
+
+def _first(waiting: Sequence[Ended], most: int) -> int:
+    """Returns how many of the episodes have so many bytes together; at least one."""
+    size = 0
+    for count, ended in enumerate(waiting):
+        size += ended.bytes
+        if count and size > most:
+            return count
+    return len(waiting)

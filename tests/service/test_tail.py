@@ -113,3 +113,19 @@ def test_who_breaks_off_within_a_commit_gets_the_rest(tmp_path: Path) -> None:
             rest = {name for _, name in since(after)} if after >= 0 else set(names)
             assert rest >= set(names[received:])
         assert len({offset for offset, _ in everything}) > 1
+
+
+def test_much_is_sealed_in_several_commits(tmp_path: Path) -> None:
+    with open_log(tmp_path, seal_bytes=5_000) as log:
+        actor = Actor(log)
+        for k in range(12):
+            actor.push(rollout(f"e{k}"))
+        log.seal()
+        assert log.status()["unsealed_episodes"] == 0
+        assert log.sealed_through >= log.status()["sealed_offset"]
+        sizes = [
+            commit.totals.episodes for commit in (one.commit for one in store_at(tmp_path).log())
+        ]
+    assert stored(tmp_path) == [f"e{k}" for k in range(12)]
+    assert len(sizes) > 3
+    assert sizes[0] == 12
