@@ -199,7 +199,8 @@ def _everything_once(store: Store, processes: Processes) -> None:
         assert count in [
             sum(one.rpartition("/")[0] == producer for one in ids) for producer in producers
         ] + [0]
-    assert store.doctor().problems == []
+    # Killed writers leave files that no version refers to; that is no damage.
+    assert [one for one in store.doctor().problems if one.is_damage] == []
 
 
 def _same_batches(out: Path) -> int:
