@@ -10,6 +10,7 @@ each field by their SHA-256. Any Arrow reader can open it.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -64,6 +65,17 @@ def layout_from_json(value: Mapping[str, Any]) -> RowLayout:
 
 def arrow_schema(layout: RowLayout) -> pa.Schema:
     """Returns the Arrow schema of rows of one layout."""
+    fields, extras = tuple(layout.spec.fields.items()), tuple(layout.extras.items())
+    return _schema_of(fields, extras, layout.full_extras)
+
+
+_Fields = tuple[tuple[str, FieldSpec], ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _schema_of(fields: _Fields, extras: _Fields, full_extras: frozenset[str]) -> pa.Schema:
+    """Told by fields in their order: layouts that differ in it alone have other columns."""
+    layout = RowLayout(DatasetSpec(dict(fields)), dict(extras), full_extras)
     columns = []
     for name, field in layout.fields.items():
         kind = _column_type(field)
@@ -114,13 +126,20 @@ def rows_to_table(rows: Mapping[str, Rows], layout: RowLayout) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def table_layout(table: pa.Table) -> RowLayout:
+def table_layout(table: pa.Table | pa.RecordBatch) -> RowLayout:
     """Returns the row layout that a table's metadata carry."""
-    return layout_from_json(json.loads(table.schema.metadata[LAYOUT_KEY]))
+    return _layout_in(table.schema.metadata[LAYOUT_KEY])
+
+
+@functools.lru_cache(maxsize=64)
+def _layout_in(text: bytes) -> RowLayout:
+    return layout_from_json(json.loads(text))
 
 
 def table_to_rows(
-    table: pa.Table, fields: Mapping[str, FieldSpec], find: FindMedia | None = None
+    table: pa.Table | pa.RecordBatch,
+    fields: Mapping[str, FieldSpec],
+    find: FindMedia | None = None,
 ) -> dict[str, Rows]:
     """Returns some fields of a table, (rows, *shape) each; zero-copy where Arrow can.
 
@@ -139,14 +158,24 @@ def table_to_rows(
             rows[name] = _packed(column, field)
             continue
         if pa.types.is_fixed_size_list(column.type):
-            column = column.flatten()
+            column = _flat(column)
         values = column.to_numpy(zero_copy_only=False).astype(field.numpy_dtype, copy=False)
         rows[name] = values.reshape(table.num_rows, *field.shape)
     return rows
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def _flat(column: pa.Array) -> pa.Array:
+    """Returns the values of lists of one size, end to end; without nulls as they lie there."""
+    if column.null_count:
+        return column.flatten()
+    size = column.type.list_size
+    return column.values.slice(column.offset * size, len(column) * size)
+
+
+def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Returns a column in one piece; one that is in one piece already is not copied."""
+    if isinstance(column, pa.Array):
+        return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

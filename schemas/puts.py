@@ -245,7 +245,7 @@ def check_rows(rows: pa.RecordBatch, layout: RowLayout, limits: PutLimits) -> No
         rows.validate(full=True)
     except pa.ArrowException as error:
         raise PutError(f"Expected a sound record batch, came {str(error)[:200]}.") from None
-    if rows.nbytes > limits.put_bytes:
+    if layout.has_packed and rows.nbytes > limits.put_bytes:
         raise TooLargeError(
             f"Expected at most {limits.put_bytes} bytes in a put, came {rows.nbytes}; send "
             f"smaller ones."
@@ -281,7 +281,8 @@ def episode_of(
     Raises:
         EpisodeError: if the rows do not make an episode.
     """
-    rows = table_to_rows(pa.Table.from_batches(batches), layout.fields)
+    whole = batches[0] if len(batches) == 1 else pa.Table.from_batches(batches)
+    rows = table_to_rows(whole, layout.fields)
     is_step = np.asarray(rows["valid"], bool)
     is_seen = np.asarray(rows["observation_valid"], bool)
     has_final = facts.final_observation == "present"

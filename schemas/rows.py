@@ -36,8 +36,8 @@ class RowLayout:
         """Equal for equal layouts; usable for grouping."""
         return (self.spec, tuple(sorted(self.extras.items())), self.full_extras)
 
-    @property
-    def fields(self) -> dict[str, FieldSpec]:
+    @cached_property
+    def fields(self) -> Mapping[str, FieldSpec]:
         """All arrays of a row, flags included."""
         flag = FieldSpec("|b1", ())
         return {**self.spec.fields, **self.extras, **dict.fromkeys(FLAGS, flag)}
@@ -46,6 +46,11 @@ class RowLayout:
     def row_bytes(self) -> int:
         """Bytes of one row, all arrays together."""
         return sum(field.row_bytes for field in self.fields.values())
+
+    @cached_property
+    def has_packed(self) -> bool:
+        """True if some rows may weigh more than `plain_bytes`: pictures, texts, ragged ones."""
+        return any(field.encoding != "raw" for field in self.fields.values())
 
     @cached_property
     def plain_bytes(self) -> int:
