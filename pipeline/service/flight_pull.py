@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import pyarrow as pa
 
@@ -146,7 +147,10 @@ def _batches(episodes: Iterable[tuple[int, Episode]]) -> Iterator[tuple[pa.Recor
 
 
 def _batch(offsets: list[int], encoded: list[pa.Buffer]) -> pa.RecordBatch:
-    column = pa.array([memoryview(one) for one in encoded], pa.large_binary())
+    # By buffers: an array made of memoryviews never lets go of them.
+    ends = pa.array([0, *accumulate(one.size for one in encoded)], pa.int64()).buffers()[1]
+    data = pa.py_buffer(b"".join(encoded))
+    column = pa.Array.from_buffers(pa.large_binary(), len(encoded), [None, ends, data])
     return pa.record_batch([pa.array(offsets, pa.int64()), column], EPISODES)
 
 

@@ -1,7 +1,8 @@
 """A soak: one server, three actors at half the rate they can reach, a learner's tail and scrapes.
 
-`make soak` runs it for SOAK_MINUTES (30) and fails if anything grows that should not, or if any
-episode is lost or there twice in the end. One JSON line per sample goes to SOAK_FIGURES.
+`make soak` runs it for SOAK_MINUTES (30), at SOAK_SHARE (0.5) of that rate, and fails if anything
+grows that should not, or if any episode is lost or there twice in the end. One JSON line per sample
+goes to SOAK_FIGURES.
 """
 
 from __future__ import annotations
@@ -276,7 +277,8 @@ def summary(done: Soaked) -> dict[str, Any]:
 def main() -> int:
     """Soaks for SOAK_MINUTES; returns the exit code."""
     seconds = float(os.environ.get("SOAK_MINUTES", "30")) * 60
-    config = SoakConfig(seconds=seconds, sample_every=min(10.0, seconds / ENOUGH))
+    share = float(os.environ.get("SOAK_SHARE", "0.5"))
+    config = SoakConfig(seconds=seconds, sample_every=min(10.0, seconds / ENOUGH), share=share)
     figures = os.environ.get("SOAK_FIGURES")
 
     def say(sample: Sample) -> None:

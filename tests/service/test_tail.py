@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from pipeline.service.flight_pull import _batches
 from pipeline.service.pending import Pending
 from pipeline.service.recent import sealed_since
 from pipeline.service.segments import Segments
@@ -129,3 +132,19 @@ def test_much_is_sealed_in_several_commits(tmp_path: Path) -> None:
     assert stored(tmp_path) == [f"e{k}" for k in range(12)]
     assert len(sizes) > 3
     assert sizes[0] == 12
+
+
+def test_what_was_sent_is_let_go(tmp_path: Path) -> None:
+    """Arrow's own memory is as it was after episodes went through the messages of a pull."""
+    episodes = [(k, rollout(f"e{k}", length=400)) for k in range(50)]
+
+    def sent() -> int:
+        return sum(batch.nbytes for batch, _ in _batches(iter(episodes)))
+
+    assert sent() > 100_000
+    gc.collect()
+    before = pa.total_allocated_bytes()
+    for _ in range(5):
+        sent()
+    gc.collect()
+    assert pa.total_allocated_bytes() - before < 100_000
