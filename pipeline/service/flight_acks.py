@@ -1,16 +1,16 @@
 """Acknowledgements of one stream of puts, written in order by a thread of their own.
 
 Reading puts must not wait for the disk, nor the disk for a client that does not read. One message
-acknowledges every put through the one it names; so whatever became safe together is told at once.
+acknowledges every put through the one it names; so whatever became safe together is told at once,
+and the thread wakes once for it: waking is what costs most.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import Counter, deque
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import pyarrow as pa
@@ -39,13 +39,6 @@ class Unacked:
     came_at: float
 
 
-class _Word(Enum):
-    """What the thread is told besides puts."""
-
-    LEAVE = 1
-    END = 2
-
-
 class Acks:
     """The thread of one stream."""
 
@@ -68,7 +61,11 @@ class Acks:
         self._writer = writer
         self._level = level
         self._token = token
-        self._queue: queue.Queue[Unacked | _Word] = queue.Queue(WAITING)
+        self._changed = threading.Condition()
+        self._waiting: deque[Unacked] = deque()
+        """In order. What is safe is told from the front, nothing past one that is not."""
+        self._is_woken = False
+        self._is_ending = False
         self.error: PenstockError | None = None
         """Why nothing more will be acknowledged."""
         self._is_leaving = False
@@ -79,51 +76,95 @@ class Acks:
 
     def add(self, one: Unacked) -> None:
         """Queues a put; waits while too many do."""
-        self._queue.put(one)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) < WAITING or self.error)
+            if self.error is not None:
+                return
+            self._waiting.append(one)
+        pending = one.taken.pending
+        if self._level == "received" or pending is None:
+            self._wake()
+        else:
+            pending.add_done_callback(self._wake)
 
     def leave(self) -> None:
         """Tells the client that the service is about to end."""
         self._is_leaving = True
-        try:
-            self._queue.put_nowait(_Word.LEAVE)
-        except queue.Full:
-            return  # the next acknowledgement says it
+        self._wake()
 
     def finish(self) -> None:
         """Returns when all that was queued is told, or never will be."""
-        self._queue.put(_Word.END)
+        self._is_ending = True
+        self._wake()
         self._thread.join()
 
     # -- the thread ----------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while True:
-            one = self._queue.get()
-            if one is _Word.END:
-                return
-            if isinstance(one, Unacked):
-                self._acknowledge(one)
-            else:
-                self._tell()
+    def _wake(self, _: object = None) -> None:
+        if self._is_woken:
+            return  # the thread has not looked since, so it will see this, too
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify_all()
 
-    def _acknowledge(self, one: Unacked) -> None:
-        if self.error is not None:
-            return
+    def _run(self) -> None:
+        has_left = False
+        while True:
+            with self._changed:
+                if self._is_ending and (not self._waiting or self.error):
+                    return
+                self._changed.wait_for(lambda: self._is_woken)
+                self._is_woken = False
+            has_told = self._acknowledge()
+            if self._is_leaving and not has_left:
+                has_left = True
+                if not has_told:
+                    self._tell()
+
+    def _acknowledge(self) -> bool:
+        """Tells what is safe; returns whether that was anything."""
         told: list[Unacked] = []
-        following: Unacked | None = one
+        has_told = False
         try:
-            while following is not None:
-                self._wait(following)
-                told.append(following)
-                following = self._next()
+            while (head := self._head()) is not None:
+                if self._level == "store" and head.taken.is_end:
+                    has_told = self._tell_of(told) or has_told
+                    told = []
+                    self._wait(head)
+                elif not self._is_safe(head):
+                    break
+                told.append(head)
+                with self._changed:
+                    self._waiting.popleft()
+                    self._changed.notify_all()
         except PenstockError as error:
-            self.error = error
-        if told:
-            newest = told[-1]
-            sequence, offset = newest.header.sequence, newest.taken.offset
-            self._last = self._last.model_copy(update={"sequence": sequence, "offset": offset})
-            self._tell()
-            self._count(told)
+            with self._changed:
+                self.error = error
+                self._changed.notify_all()
+        return self._tell_of(told) or has_told
+
+    def _head(self) -> Unacked | None:
+        with self._changed:
+            return self._waiting[0] if self._waiting and self.error is None else None
+
+    def _is_safe(self, one: Unacked) -> bool:
+        """True for a put that may be told; raises what it failed with."""
+        pending = one.taken.pending
+        if self._level != "received" and pending is not None:
+            if not pending.is_settled:
+                return False
+            pending.result(0)
+        return True
+
+    def _tell_of(self, told: list[Unacked]) -> bool:
+        if not told:
+            return False
+        newest = told[-1]
+        sequence, offset = newest.header.sequence, newest.taken.offset
+        self._last = self._last.model_copy(update={"sequence": sequence, "offset": offset})
+        self._tell()
+        self._count(told)
+        return True
 
     def _wait(self, one: Unacked) -> None:
         while True:
@@ -132,18 +173,6 @@ class Acks:
             except OutOfTimeError:
                 continue  # the disk, or the next seal, takes its time
             return
-
-    def _next(self) -> Unacked | None:
-        """Returns the next put if it is safe already."""
-        with self._queue.mutex:
-            head = self._queue.queue[0] if self._queue.queue else None
-        if not isinstance(head, Unacked) or (self._level == "store" and head.taken.is_end):
-            return None
-        pending = head.taken.pending
-        if self._level != "received" and pending is not None and not pending.is_durable:
-            return None
-        self._queue.get()
-        return head
 
     def _tell(self) -> None:
         if self._has_gone:
@@ -156,9 +185,15 @@ class Acks:
 
     def _count(self, told: list[Unacked]) -> None:
         metrics, now = self._state.metrics, time.monotonic()
+        steps: Counter[str] = Counter()
+        size: Counter[str] = Counter()
         for one in told:
-            name = metrics.stream(stream_of(one.header.producer))
-            metrics.put_steps.labels(name).inc(one.rows - one.header.end)
-            metrics.put_bytes.labels(name).inc(one.bytes)
+            producer = one.header.producer
+            steps[producer] += one.rows - one.header.end
+            size[producer] += one.bytes
             metrics.put_ack.observe(now - one.came_at)
             self._state.quotas.pushed(self._token, one.taken.offset, one.bytes)
+        for producer, count in steps.items():
+            name = metrics.stream(stream_of(producer))
+            metrics.put_steps.labels(name).inc(count)
+            metrics.put_bytes.labels(name).inc(size[producer])

@@ -104,7 +104,7 @@ class _Stream:
             header = read_header(data)
             self.episode_id = header.episode_id
             check_producer(self._caller.token, header.producer)
-            size = rows.nbytes
+            size = rows.get_total_buffer_size()
             taken = self._patiently(self._take, header, rows, size)
             acks.add(Unacked(header, taken, size, rows.num_rows, came_at))
             self.episode_id = None

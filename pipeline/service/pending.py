@@ -37,6 +37,11 @@ class Pending:
         self._future: Future[int] = Future()
 
     @property
+    def is_settled(self) -> bool:
+        """True once it is durable or never will be."""
+        return self._future.done()
+
+    @property
     def is_durable(self) -> bool:
         """True once it would outlive a crash."""
         return self._future.done() and self._future.exception() is None

@@ -143,16 +143,17 @@ class Outbox:
             BusyError: see `Budget.take`.
             PenstockError: what the episode failed with before.
         """
-        self._budget.take(rows.nbytes, timeout)
+        size = rows.nbytes
+        self._budget.take(size, timeout)
         with self.changed:
             if one.is_gone:
-                self._budget.free(rows.nbytes, was_ended=False)
+                self._budget.free(size, was_ended=False)
                 error = one.future.exception(0) if one.future.done() else None
                 raise error or UsageError(f"Expected an open episode, {one.episode_id!r} is not.")
             if not one.batches:
                 self.episodes.append(one)
             one.batches.append(rows)
-            one.bytes += rows.nbytes
+            one.bytes += size
             if ending is not None:
                 one.facts, one.deadline = ending
                 self._budget.ended()
