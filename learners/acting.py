@@ -84,7 +84,7 @@ class ActingResult:
     """That it acted by last."""
 
 
-class _StoppedError(Exception):
+class StoppedError(Exception):
     """Somebody told the actor to stop, in the middle of an episode."""
 
 
@@ -145,13 +145,15 @@ class Published:
         return Policy(learner, learner.name, f"{self._run}:{step}")
 
 
-class _Stoppable:
+class Stoppable:
     """An actor that ends the episodes under way when it is told to."""
 
     def __init__(self, actor: Any, stop: threading.Event) -> None:
         self._actor, self._stop = actor, stop
         if hasattr(actor, "explore"):
             self.explore = self._explore
+        if hasattr(actor, "remembering"):
+            self.remembering = self._remembering
 
     def act(self, observations: Any) -> Any:
         """See `Actor.act`."""
@@ -162,9 +164,15 @@ class _Stoppable:
         self._check()
         return self._actor.explore(observations, noise)
 
+    def _remembering(self, copies: int) -> Any:
+        memory = self._actor.remembering(copies)
+        made: Any = Stoppable(memory, self._stop)
+        made.begin, made.after = memory.begin, memory.after
+        return made
+
     def _check(self) -> None:
         if self._stop.is_set():
-            raise _StoppedError
+            raise StoppedError
 
 
 def act(
@@ -254,7 +262,7 @@ class _Acting:
             try:
                 for episode in self._round(policy):
                     self._push(episode)
-            except _StoppedError:
+            except StoppedError:
                 break
         while self._waiting:
             self._settle()
@@ -284,7 +292,7 @@ class _Acting:
         namespace = f"{config.policy.rpartition('/')[2]}/{self._client.producer}"
         facts = Facts(namespace, policy=policy.name, policy_version=policy.version)
         self._begun += count
-        yield from collect(_Stoppable(policy.actor, self._stop), plan, facts)
+        yield from collect(Stoppable(policy.actor, self._stop), plan, facts)
 
     def _push(self, episode: Episode) -> None:
         episode = episode.replace(collected_at=dt.datetime.now(dt.UTC))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from learners.acting import Stoppable, StoppedError
+from learners.base import make_learner
 from learners.dt import DT, Steps, action_loss, cut_gradients
+from learners.normaliser import Normaliser
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.transformer import Linear
 from schemas.errors import ConfigError
@@ -152,9 +156,6 @@ def homing() -> Iterator[None]:
 @pytest.mark.usefixtures("homing")
 @pytest.mark.parametrize("kind", ["none", "gaussian", "policy"])
 def test_episodes_do_not_depend_on_how_many_are_played_at_once(kind: Any) -> None:
-    from learners.base import make_learner
-    from learners.normaliser import Normaliser
-
     zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
     made = make_learner("dt", FORM, Normaliser(("observations",), zero, one, one), 1)
     plan = Collection(ENVIRONMENT, episodes=5, exploration=Exploration(kind, 0.3))
@@ -164,6 +165,20 @@ def test_episodes_do_not_depend_on_how_many_are_played_at_once(kind: Any) -> Non
         mine, theirs = (e.flat_actions["actions"] for e in (left, right))
         np.testing.assert_allclose(np.asarray(mine), np.asarray(theirs), atol=1e-5)
         assert left.length == right.length
+
+
+@pytest.mark.usefixtures("homing")
+def test_who_can_be_stopped_acts_from_its_history_as_others_do() -> None:
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    made = make_learner("dt", FORM, Normaliser(("observations",), zero, one, one), 1)
+    plan, facts, stop = Collection(ENVIRONMENT, episodes=3), Facts(namespace="here"), Event()
+    acting = Stoppable(made, stop)
+    for left, right in zip(collect(made, plan, facts), collect(acting, plan, facts), strict=True):
+        mine, theirs = (np.asarray(e.flat_actions["actions"]) for e in (left, right))
+        np.testing.assert_array_equal(mine, theirs)
+    stop.set()
+    with pytest.raises(StoppedError):
+        list(collect(acting, plan, facts))
 
 
 def _learner(seed: int = 0, **settings: Any) -> DT:
