@@ -250,7 +250,7 @@ def decode_tail(
     return table_to_rows(table, fields, find)
 
 
-def pick_fields(layout: RowLayout, names: Sequence[str] | None) -> dict[str, FieldSpec]:
+def pick_fields(layout: RowLayout, names: Sequence[str] | None) -> Mapping[str, FieldSpec]:
     """Returns the specs of the named fields of a layout, flags included; None takes all.
 
     Raises:
