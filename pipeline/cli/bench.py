@@ -29,7 +29,7 @@ def bench(
         list[str] | None, typer.Option("--workload", help="Of stream: L1 to L4; all by default.")
     ] = None,
     peers: Annotated[
-        bool, typer.Option(help="Of stream: whether other projects take part.")
+        bool, typer.Option(help="Of stream and service: whether other projects take part.")
     ] = True,
     quick: Annotated[
         bool, typer.Option("--quick", help="Of stream and service: less data, few turns.")
@@ -68,6 +68,11 @@ def bench(
         check_installed()
         quickly = ServiceBench(seconds=0.5, rounds=1) if quick else ServiceBench()
         result = bench_service(quickly, say=note)
+        if peers:
+            from pipeline.service.bench_peers import killed, reverb
+
+            note("a kill -9, and Reverb")
+            result |= {"kill_9": killed(), "reverb": reverb(quickly.seconds)}
     else:
         known = ("stream", "store", "ingest", "service")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
