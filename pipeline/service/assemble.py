@@ -13,9 +13,14 @@ import pyarrow as pa
 
 from pipeline.service.pending import Pending
 from pipeline.service.segments import Place
+from schemas.episode import Episode
 from schemas.errors import ResendError, TooLargeError
 from schemas.puts import PutLimits
 from schemas.rollouts import EpisodeFacts
+
+VIEWED_BYTES = 4 << 10
+"""From so many bytes on, an episode that came in one put is kept made: its arrays are views of the
+put's rows, and what else it takes is no more than they."""
 
 
 @dataclass
@@ -79,6 +84,8 @@ class Ended:
     """When, by a clock that only grows."""
     digest: str | None = None
     """Of its content; None until somebody asks, after a restart."""
+    episode: Episode | None = None
+    """The episode itself, where it is but a view of rows that are in memory."""
 
     @property
     def offset(self) -> int:
@@ -165,8 +172,21 @@ class Episodes:
 
     # -- ended ---------------------------------------------------------------------------------
 
-    def end(self, growing: Growing, facts: EpisodeFacts, digest: str | None) -> Ended:
-        """Makes an open episode, all of whose puts are there, an ended one."""
+    def end(
+        self,
+        growing: Growing,
+        facts: EpisodeFacts,
+        digest: str | None,
+        episode: Episode | None = None,
+    ) -> Ended:
+        """Makes an open episode, all of whose puts are there, an ended one.
+
+        Args:
+            growing: the episode.
+            facts: of its last put.
+            digest: of its content, if it is known.
+            episode: itself, if it was made already; kept if that takes little memory.
+        """
         del self.growing[growing.key]
         ended = Ended(
             growing.producer,
@@ -177,6 +197,7 @@ class Episodes:
             growing.bytes,
             growing.touched,
             digest,
+            episode if len(growing.pieces) == 1 and growing.bytes >= VIEWED_BYTES else None,
         )
         self.ended[growing.episode_id] = ended
         self.ended_bytes += ended.bytes
@@ -226,6 +247,9 @@ class Episodes:
             if piece.found_at is not None:
                 piece.batch = None
                 size -= piece.bytes
+        for ended in self.ended.values():
+            if ended.pieces[0].batch is None:
+                ended.episode = None
         return size
 
     def _all(self) -> Iterator[Growing | Ended]:

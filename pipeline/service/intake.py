@@ -204,7 +204,7 @@ class Intake:
             else:
                 assert header.facts is not None
                 self._grow(growing, piece)
-                self.episodes.end(growing, header.facts, content)
+                self.episodes.end(growing, header.facts, content, episode)
         return Taken(pending.offset, pending, is_end=True)
 
     def _repeated(self, header: PutHeader) -> Taken | None:

@@ -53,6 +53,8 @@ def read_ended(ended: Ended, segments: Segments) -> Episode:
     Raises:
         EpisodeError, DamagedLogError: see `episode_of_pieces`.
     """
+    if ended.episode is not None:
+        return ended.episode
     return episode_of_pieces(ended.episode_id, ended.schema, ended.facts, ended.pieces, segments)
 
 

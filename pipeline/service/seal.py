@@ -174,19 +174,24 @@ class _Sorting:
             if isinstance(came, Refusal):
                 self.refusals.append(came)
                 continue
-            episode = came
-            if episode.source_key is None:
-                episode = episode.replace(source_key=_key(self._server, episode.episode_id))
-            fault = fault_of(episode)
+            fault = fault_of(came)
             if fault is not None:
-                self.refusals.append(refusal(episode, fault.code, fault.message))
+                self._refuse(came, fault.code, fault.message)
                 continue
             try:
-                self.join(episode)
+                self.join(came)
             except (SpecMismatchError, NameTakenError) as error:
-                self.refusals.append(refusal(episode, "spec_mismatch", error.message))
+                self._refuse(came, "spec_mismatch", error.message)
                 continue
-            yield episode, episode_row(episode)
+            row = episode_row(came)
+            if came.source_key is None:
+                key = _key(self._server, came.episode_id)
+                row = replace(row, facts={**row.facts, "source_key": key})
+            yield came, row
+
+    def _refuse(self, episode: Episode, code: str, message: str) -> None:
+        key = episode.source_key or _key(self._server, episode.episode_id)
+        self.refusals.append(refusal(episode.replace(source_key=key), code, message))
 
     def join(self, episode: Episode) -> None:
         """Notes the spec that an episode joins.
