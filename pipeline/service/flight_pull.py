@@ -92,7 +92,7 @@ def _tail_once(
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
     log = state.log
     with log.tail(after) as found:
-        if found.version is not None:
+        if found.version is not None and found.sealed > after:
             older = sealed_since(state.store, found.version, log.server, after)
             for batch, offset in _batches(_unsent(older, sent)):
                 yield batch, min(offset, found.through)

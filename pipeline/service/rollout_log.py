@@ -279,9 +279,9 @@ class RolloutLog:
             waiting = [one for one in ended if one.offset > after]
             lowest = min((ended.pieces[0].offset for ended in waiting), default=through + 1)
             self._pins.hold(lowest)
-            version = self._version
+            version, sealed = self._version, self._intake.sealed
         try:
-            yield Tail(version, through, tuple(waiting), self._segments)
+            yield Tail(version, sealed, through, tuple(waiting), self._segments)
         finally:
             self._pins.let_go(lowest)
 

@@ -48,6 +48,8 @@ class Tail:
 
     version: VersionRef | None
     """The branch's version that holds what was sealed; None if there is none."""
+    sealed: int
+    """What ended at this offset or before it is in the version."""
     through: int
     """Every episode whose end has this offset or a smaller one is in the version or here."""
     _waiting: tuple[Ended, ...]

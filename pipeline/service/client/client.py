@@ -281,6 +281,7 @@ class RolloutClient:
     def _stop(self) -> None:
         with self._lock:
             self._is_closed = True
+        self._pulls.close()
         for lane in self._all():
             lane.close(self.settings.connect_seconds)
 

@@ -50,6 +50,11 @@ class Addresses:
         address = self._addresses[at % len(self._addresses)]
         return fl.FlightClient(address, tls_root_certs=self._roots, generic_options=options), at
 
+    @property
+    def at(self) -> int:
+        """The number of the address whose turn it is."""
+        return self._at
+
     def failed(self, at: int) -> None:
         """Says that a connection did not serve; the next one goes to the next address."""
         with self._lock:

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from pipeline.service.client.connecting import Addresses, Backoff
-from pipeline.service.client.faults import WIRE, error_of
+from pipeline.service.client.faults import WIRE, error_of, fault_in
+from pipeline.service.client.idle import Connection, IdleConnections
 from pipeline.service.client.settings import ClientSettings
 from schemas.document import DataFile
 from schemas.episode import Episode
@@ -41,6 +42,10 @@ REMEMBERED = 100_000
 """Ids that a tail remembers, so that it yields none twice after it connected anew."""
 
 
+class _StaleError(Exception):
+    """A connection that lay idle had broken: nothing was asked yet."""
+
+
 @dataclass(frozen=True)
 class Tailed:
     """One episode of a tail."""
@@ -57,6 +62,11 @@ class Pulls:
     def __init__(self, addresses: Addresses, settings: ClientSettings) -> None:
         self._addresses = addresses
         self._settings = settings
+        self._connections = IdleConnections(addresses)
+
+    def close(self) -> None:
+        """Ends the connections that are kept for further pulls."""
+        self._connections.close()
 
     def tail(self, ticket: TailTicket) -> Iterator[Tailed]:
         """Yields episodes as they become durable; connects anew where it broke off."""
@@ -130,26 +140,42 @@ class Pulls:
         return found
 
     def _messages(self, ticket: bytes) -> Iterator[tuple[pa.RecordBatch, bytes]]:
-        client, at = self._addresses.connect()
+        while True:
+            try:
+                yield from self._messages_over(self._connections.take(), ticket)
+            except _StaleError:
+                continue
+            return
+
+    def _messages_over(
+        self, connection: Connection, ticket: bytes
+    ) -> Iterator[tuple[pa.RecordBatch, bytes]]:
         reader = None
+        is_whole = has_come = False
         try:
-            reader = client.do_get(fl.Ticket(ticket), self._addresses.options())
+            reader = connection.client.do_get(fl.Ticket(ticket), self._addresses.options())
             while True:
                 try:
                     chunk = reader.read_chunk()
                 except StopIteration:
-                    reader = None
+                    is_whole = True
                     return
+                has_come = True
                 metadata = chunk.app_metadata
                 yield chunk.data, metadata.to_pybytes() if metadata is not None else b""
         except WIRE as error:
-            self._addresses.failed(at)
+            if connection.is_used and not has_come and fault_in(error) is None:
+                raise _StaleError from None
+            self._addresses.failed(connection.at)
             raise error_of(error) from None
         finally:
-            with suppress(*WIRE):
-                if reader is not None:
-                    reader.cancel()
-                client.close()
+            if is_whole:
+                self._connections.give_back(connection)
+            else:
+                with suppress(*WIRE):
+                    if reader is not None:
+                        reader.cancel()
+                connection.close()
 
     def _until(self) -> float | None:
         seconds = self._settings.retry_seconds
