@@ -14,6 +14,8 @@ and stands for a day."""
 RSS_PER_HOUR = 1 * MIB
 RSS_NOISE = 64 * MIB
 """How far it swings: what waits for a seal is in memory, and freed memory is returned in lumps."""
+WAITING = 1.8
+"""Resident bytes of each byte that waits for a seal: no leak, a busy machine seals late."""
 RSS_RUN = 6
 """Samples of which the least counts: the moment when the least waited for a seal."""
 LOG_BYTES = 512 * MIB
@@ -82,8 +84,12 @@ def rss_growth(samples: Sequence[Sample]) -> tuple[float, float]:
 def rss_slope(samples: Sequence[Sample]) -> float:
     """Returns by how many bytes a second the least resident memory of runs of samples grew."""
     runs = [samples[at : at + RSS_RUN] for at in range(0, len(samples), RSS_RUN)]
-    least = [min(run, key=lambda one: one.rss) for run in runs if len(run) > RSS_RUN // 2]
-    return slope(least if len(least) > 2 else samples, lambda one: one.rss)
+    least = [min(run, key=_rested) for run in runs if len(run) > RSS_RUN // 2]
+    return slope(least if len(least) > 2 else samples, _rested)
+
+
+def _rested(one: Sample) -> float:
+    return one.rss - WAITING * one.log_bytes
 
 
 def warmed(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
 import random
 import socket
 import struct
-import threading
 from collections.abc import Iterator
+from typing import Any
+
+PAUSE_SECONDS = 0.003
+"""Between two blobs of one thrower."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -41,46 +45,49 @@ def blob(chance: random.Random) -> bytes:
     )
 
 
-def throw(ports: tuple[int, ...], seed: int, over: threading.Event, lingering: int = 32) -> int:
+def throw(ports: tuple[int, ...], seed: int, over: Any, thrown: Any, lingering: int = 32) -> None:
     """Throws blobs at ports by turns, until it is over; some connections stay open for a while.
 
-    Returns:
-        How many were thrown.
+    Args:
+        ports: of this machine.
+        seed: of the blobs.
+        over: the event that ends it.
+        thrown: a queue that is told how many were thrown.
+        lingering: connections that stay open.
     """
     chance = random.Random(seed)
     open_ones: list[socket.socket] = []
-    thrown = 0
-    try:
-        for port in itertools.cycle(ports):
-            if over.is_set():
-                return thrown
-            with contextlib.suppress(OSError):
-                one = socket.create_connection(("127.0.0.1", port), timeout=2)
-                open_ones.append(one)
-                one.sendall(blob(chance))
-                thrown += 1
-            if len(open_ones) > lingering:
-                open_ones.pop(chance.randrange(len(open_ones))).close()
-    finally:
-        for one in open_ones:
-            one.close()
-    return thrown
+    count = 0
+    for port in itertools.cycle(ports):
+        if over.wait(PAUSE_SECONDS):
+            break
+        with contextlib.suppress(OSError):
+            one = socket.create_connection(("127.0.0.1", port), timeout=2)
+            open_ones.append(one)
+            one.sendall(blob(chance))
+            count += 1
+        if len(open_ones) > lingering:
+            open_ones.pop(chance.randrange(len(open_ones))).close()
+    for one in open_ones:
+        one.close()
+    thrown.put(count)
 
 
 @contextlib.contextmanager
 def flood(ports: tuple[int, ...], throwers: int = 2) -> Iterator[list[int]]:
     """Floods ports while the context lasts; afterwards the list tells how much was thrown."""
-    over = threading.Event()
+    context = multiprocessing.get_context("spawn")
+    over, told = context.Event(), context.Queue()
     thrown: list[int] = []
-    threads = [
-        threading.Thread(target=lambda seed=seed: thrown.append(throw(ports, seed, over)))
-        for seed in range(throwers)
+    processes = [
+        context.Process(target=throw, args=(ports, seed, over, told)) for seed in range(throwers)
     ]
-    for thread in threads:
-        thread.start()
+    for process in processes:
+        process.start()
     try:
         yield thrown
     finally:
         over.set()
-        for thread in threads:
-            thread.join()
+        thrown += [told.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join()

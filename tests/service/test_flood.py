@@ -110,18 +110,18 @@ def test_idle_streams_and_a_flood(tmp_path: Path) -> None:
         idle = Idle(server, idle_token)
         ports = tuple(urlsplit(one).port or 0 for one in (server.data, server.control))
         loud: list[float] = []
-        with pushing(server, loud, "loud") as second:
+        with pushing(server, [], "between") as between:
             idle.open(IDLE)
-            with flood(ports) as thrown:
-                time.sleep(SECONDS)
-                held = rss(server) - before
+        with flood(ports) as thrown, pushing(server, loud, "loud") as second:
+            time.sleep(SECONDS)
+            held = rss(server) - before
         assert server.process.poll() is None
         assert sum(thrown) > 20
         assert held < BUSY_BYTES
         assert idle.refused() == []
         assert server.end() == 0
     found = set(open_store(store).version().episodes()["episode_id"].to_pylist())
-    assert found == {*first, *second}
+    assert found == {*first, *between, *second}
     tell("flood", idle=IDLE, thrown=sum(thrown), mib=held / 2**20, quiet_p99_ms=p99(quiet),
          loud_p99_ms=p99(loud), quiet=len(quiet), loud=len(loud))  # fmt: skip
     if IS_LONG:
