@@ -60,17 +60,6 @@ class PutStream(_Said):
     are in a version."""
 
 
-class Ack(_Said):
-    """What a stream of puts answers: every put through this one is as safe as asked."""
-
-    sequence: int
-    offset: int
-    """Where the log has it. Offsets are of one server's log."""
-    server: str
-    is_draining: bool = False
-    """True if the service is about to end: send no more on this stream."""
-
-
 class Fault(_Said):
     """What goes with an error."""
 
@@ -81,6 +70,19 @@ class Fault(_Said):
     """Seconds after which a try makes sense."""
     episode_id: str | None = None
     """Of the put that was refused."""
+
+
+class Ack(_Said):
+    """What a stream of puts answers: every put through this one is as safe as asked."""
+
+    sequence: int
+    offset: int
+    """Where the log has it. Offsets are of one server's log."""
+    server: str
+    is_draining: bool = False
+    """True if the service is about to end: send no more on this stream."""
+    error: Fault | None = None
+    """Why none after it will be acknowledged: the stream is over."""
 
 
 # -- gets --------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.service import rollout_log
+from pipeline.service.flight_errors import fault_of
 from pipeline.service.intake import Taken
 from pipeline.service.state import ControlState
 from pipeline.service.tokens import Token, stream_of
 from schemas.errors import OutOfTimeError, PenstockError
-from schemas.pulls import Ack
+from schemas.pulls import Ack, Fault
 from schemas.rollouts import PutHeader
 
 WAITING = 256
@@ -141,6 +142,7 @@ class Acks:
             with self._changed:
                 self.error = error
                 self._changed.notify_all()
+            return self._tell_of(told, fault_of(error))
         return self._tell_of(told) or has_told
 
     def _head(self) -> Unacked | None:
@@ -156,12 +158,15 @@ class Acks:
             pending.result(0)
         return True
 
-    def _tell_of(self, told: list[Unacked]) -> bool:
-        if not told:
+    def _tell_of(self, told: list[Unacked], error: Fault | None = None) -> bool:
+        """Tells what is safe, and what is wrong: who waits sends nothing that could be answered."""
+        if not told and error is None:
             return False
-        newest = told[-1]
-        sequence, offset = newest.header.sequence, newest.taken.offset
-        self._last = self._last.model_copy(update={"sequence": sequence, "offset": offset})
+        said: dict[str, object] = {"error": error}
+        if told:
+            newest = told[-1]
+            said |= {"sequence": newest.header.sequence, "offset": newest.taken.offset}
+        self._last = self._last.model_copy(update=said)
         self._tell()
         self._count(told)
         return True

@@ -39,6 +39,14 @@ def flight_error(error: Exception, episode_id: str | None = None) -> fl.FlightEr
         return error
     if isinstance(error, MemoryError | pa.ArrowMemoryError):
         error = BusyError("Expected room in memory for this, there is none; send less at a time.")
+    fault = fault_of(error, episode_id)
+    is_transient = isinstance(error, TransientError) and not isinstance(error, OutOfTimeError)
+    kind_of = fl.FlightUnavailableError if is_transient else fl.FlightServerError
+    return _CLASSES.get(fault.kind, kind_of)(fault.message, extra_info=fault.encoded())
+
+
+def fault_of(error: Exception, episode_id: str | None = None) -> Fault:
+    """Returns what a client is told of an error, as a document; see `flight_error`."""
     if isinstance(error, PenstockError):
         kind, message = error.kind, scrub(error.message)
     else:
@@ -47,10 +55,7 @@ def flight_error(error: Exception, episode_id: str | None = None) -> fl.FlightEr
         kind = "bug"
         message = f"The service met a fault of its own; its log says more of the request {request}."
     wait = getattr(error, "retry_after", 1.0 if isinstance(error, TransientError) else None)
-    fault = Fault(kind=kind, message=message, retry_after=wait, episode_id=episode_id)
-    is_transient = isinstance(error, TransientError) and not isinstance(error, OutOfTimeError)
-    made = _CLASSES.get(kind, fl.FlightUnavailableError if is_transient else fl.FlightServerError)
-    return made(message, extra_info=fault.encoded())
+    return Fault(kind=kind, message=message, retry_after=wait, episode_id=episode_id)
 
 
 @contextlib.contextmanager

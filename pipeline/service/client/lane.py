@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from pipeline.service.client.connecting import Addresses, Backoff
-from pipeline.service.client.faults import OF_EPISODE, WIRE, error_of, fault_in
+from pipeline.service.client.faults import OF_EPISODE, WIRE, error_of, error_of_kind, fault_in
 from pipeline.service.client.outbox import Offset, Outbox, Outgoing
 from pipeline.service.client.settings import ClientSettings
 from schemas.errors import (
@@ -287,3 +287,5 @@ class _Stream:
             self._outbox.changed.notify_all()
         for one in safe:
             self._outbox.settle(one, Offset(ack.offset, ack.server))
+        if ack.error is not None:
+            raise error_of_kind(ack.error.kind, ack.error.message, ack.error.retry_after)

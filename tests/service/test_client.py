@@ -1,0 +1,115 @@
+"""What a client promises before anything is sent, step by step, and over TLS."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.service.client.client import RolloutClient
+from pipeline.service.flight import data_port
+from schemas.errors import (
+    BusyError,
+    EpisodeError,
+    OutOfTimeError,
+    PenstockError,
+    UsageError,
+)
+from tests.service.ports import episode, service_in
+from tests.service.servers import serving
+
+NOBODY = "grpc://127.0.0.1:1"
+STEP = {"observation": np.zeros(3, np.float32), "action": np.zeros(2, np.float32), "reward": 1.0}
+
+
+def test_a_full_buffer_is_told() -> None:
+    client = RolloutClient(NOBODY, buffer_bytes=2000, put_bytes=1000, retry_seconds=0.5)
+    kept = client.push_async(episode("kept"))
+    with pytest.raises(BusyError, match="raise buffer_bytes"):
+        client.push_async(episode("waits", length=60), timeout=0.05)
+    with pytest.raises(OutOfTimeError):  # nobody ever answers; then its room is free again
+        kept.result(30)
+    with client.episode("open") as going:  # noqa: SIM117
+        with pytest.raises(BusyError, match="until an open episode ends"):  # noqa: PT012
+            for _ in range(1000):
+                going.add(**STEP)
+    with pytest.raises(PenstockError):
+        client.close(5)
+
+
+def test_steps_that_are_none(tmp_path: Path) -> None:
+    with (
+        service_in(tmp_path, is_filled=False, no_token=True, port=0) as port,
+        data_port(port.state) as (_, url),
+    ):
+        with RolloutClient(url) as client:
+            with client.episode("dropped") as going, pytest.raises(UsageError):
+                going.end()
+            with client.episode("late") as going:
+                going.add(**STEP)
+                ended = going.end(STEP["observation"], terminated=True)
+                for call in (lambda: going.add(**STEP), lambda: going.end()):
+                    with pytest.raises(UsageError):
+                        call()
+            assert ended.result(30) >= 0
+            others = {
+                "another shape": {**STEP, "observation": np.zeros(4, np.float32)},
+                "no reward": {**STEP, "reward": None},
+                "an extra": {**STEP, "noise": 1.0},
+            }
+            for name, other in others.items():
+                with client.episode(name) as going:
+                    going.add(**STEP)
+                    going.add(**other)
+                    with pytest.raises(EpisodeError):
+                        going.end(STEP["observation"])
+            with (  # noqa: PT012
+                pytest.raises(ZeroDivisionError),
+                client.episode("raised") as going,
+            ):
+                going.add(**STEP)
+                raise ZeroDivisionError
+            found = {one.episode.episode_id: one.episode.length for one in client.tail()}
+        assert found == {"late": 1}
+
+
+def test_a_pull_over_a_connection_that_broke_while_idle(tmp_path: Path) -> None:
+    """A service that was started again at its address is not noticed."""
+    with service_in(tmp_path, no_token=True, port=0) as port:
+        with data_port(port.state) as (_, url):
+            client = RolloutClient(url)
+            client.push(episode("first"))
+            assert len(list(client.tail())) == 1
+        config = port.state.config.model_copy(update={"port": int(url.rpartition(":")[2])})
+        state = dataclasses.replace(port.state, config=config)
+        with data_port(state) as (_, again):
+            assert again == url
+            assert len(list(client.tail())) == 1
+            client.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_the_data_port_over_tls(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    make += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    make += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    key.chmod(0o600)
+    tls = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with serving(tmp_path / "store", *tls) as server:
+        assert server.data.startswith("grpc+tls://")
+        with server.client(tls_root_certs=certificate) as client:
+            client.push(episode("sealed from eyes"))
+            assert [one.episode.episode_id for one in client.tail()] == ["sealed from eyes"]
+        quick = {"retry_seconds": 0.5, "backoff_seconds": 0.05, "max_backoff_seconds": 0.1}
+        plain = RolloutClient(server.data.replace("+tls", ""), server.token, **quick)
+        for other in (plain, server.client(**quick)):  # no TLS; an authority that nobody knows
+            with pytest.raises(OutOfTimeError):
+                other.push(episode("refused"))
+            other.close()
+        assert server.end() == 0
