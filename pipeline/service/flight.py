@@ -123,7 +123,8 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
             caller_of(context).check(_ANY)
             if action.type != "status":
                 raise NotFoundError(f"Expected the action 'status', came {action.type[:64]!r}.")
-            return [json.dumps(plain(self._state.log.status())).encode()]
+            status = {**self._state.log.status(), "ports": self._state.ports}
+            return [json.dumps(plain(status)).encode()]
 
     # -- what Flight would answer with a traceback ----------------------------------------------
 
@@ -189,8 +190,10 @@ def data_port(state: ControlState) -> Iterator[tuple[DataServer, str]]:
             f"came {host}:{config.port} and {config.tls_cert}; the transport could not use them.",
             where=f"{host}:{config.port}",
         ) from error
+    url = f"{scheme}://{host}:{server.port}"
+    state.addresses["data"] = url
     try:
-        yield server, f"{scheme}://{host}:{server.port}"
+        yield server, url
     finally:
         server.streams.leave()
         stop(server, STOP_SECONDS)
