@@ -206,6 +206,7 @@ def test_other_pages_and_hostile_texts(visitor: Visitor) -> None:
         assert page.locator("main img, main b").count() == 0
     visitor.go("/diff?one=main:1&two=main:4")
     page.locator(".ids a").first.click()
+    page.wait_for_url("**/episode?**")
     assert page.title().startswith("<script>")
     assert HOSTILE[:20] in visitor.text("h1")
     visitor.go("/versions/main:4")

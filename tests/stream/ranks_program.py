@@ -54,6 +54,9 @@ def main(store: str, cache: str, out: str, steps: int, state: str) -> None:
     np.savez(Path(out) / f"{ranks['rank']}.npz", **arrays)
     if ranks["rank"] == 0:
         Path(state).write_text(json.dumps(stream.state_dict()))
+    # A rank that leaves while another still talks to it ends that one with an abort.
+    distributed.barrier()
+    del model
     distributed.destroy_process_group()
 
 
