@@ -25,6 +25,7 @@ from schemas.errors import (
     BusyError,
     OutOfTimeError,
     PenstockError,
+    PutError,
     TransientError,
 )
 from schemas.pulls import Ack, PutStream, read_said
@@ -169,7 +170,9 @@ class Lane:
                 self.outbox.settle(one, error)
             if refused:
                 return
-        if not isinstance(error, TransientError):
+        # What cannot be read names no episode: it did not arrive as it was sent.
+        is_mangled = isinstance(error, PutError) and error.where is None
+        if not (is_mangled or isinstance(error, TransientError)):
             self._fail_all(error)
             return
         self._addresses.failed(self._at)
