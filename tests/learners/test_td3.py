@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from learners import rebrac, td3_bc
+from learners import rebrac, td3, td3_bc
 from tests.learners.slow_td3 import SlowReBRAC, SlowTD3BC
 from tests.learners.worked import (
     A,
@@ -29,7 +29,7 @@ def test_smoothed_actions_by_hand() -> None:
     actions = torch.tensor([0.0, 0.2, 0.9, -0.9])
     noise = torch.tensor([1.0, 10.0, 10.0, -10.0])
     # 0.2 * 1; 0.2 * 10 cut to 0.5; beyond the box on either side
-    found = td3_bc.smoothed(actions, noise, 0.2, 0.5)
+    found = td3.smoothed(actions, noise, 0.2, 0.5)
     assert found.tolist() == pytest.approx([0.2, 0.7, 1.0, -1.0])
 
 
@@ -48,7 +48,7 @@ def test_policy_loss_of_td3_bc_by_hand() -> None:
 
 def test_each_agent_has_a_weight_of_its_own() -> None:
     q_t = torch.tensor([[1.0, 3.0], [-10.0, 30.0]])
-    weights = td3_bc.value_weight(q_t, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    weights = td3.value_weight(q_t, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     assert weights.tolist() == pytest.approx([1 / 2, 1 / 10])
 
 
