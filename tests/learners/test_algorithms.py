@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import pyarrow as pa
 import pytest
 import torch
@@ -24,8 +22,10 @@ from learners.settings import StreamNeeds
 from learners.train import TrainConfig, train
 from pipeline.store.store import Store, open_store
 from schemas.errors import ConfigError
-from tests.learners.homing import ENVIRONMENT, Homing, demonstrations
+from tests.learners.homing import ENVIRONMENT, demonstrations
 from tests.learners.worked import learner, rows, windows
+
+pytestmark = pytest.mark.usefixtures("homing")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "bc": {"dropout": 0.1},
@@ -65,14 +65,6 @@ def test_agents_side_by_side_are_as_alone(algo: str) -> None:
 
 
 # -- runs ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def homing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
-    gym.register(ENVIRONMENT, entry_point=Homing, max_episode_steps=10)
-    yield
-    del gym.registry[ENVIRONMENT]
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Event
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from learners.normaliser import Normaliser
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.transformer import Linear
 from schemas.errors import ConfigError
-from tests.learners.homing import ENVIRONMENT, Homing
+from tests.learners.homing import ENVIRONMENT
 from tests.learners.slow_dt import SlowDT
 from tests.learners.worked import A, O, assert_same, doubles, learner
 
@@ -144,13 +142,6 @@ def test_acts_as_the_network_does_on_the_whole_history() -> None:
         if step == 2:
             memory.begin(1)
             past[1] = []
-
-
-@pytest.fixture
-def homing() -> Iterator[None]:
-    gym.register(ENVIRONMENT, entry_point=Homing, max_episode_steps=10)
-    yield
-    del gym.registry[ENVIRONMENT]
 
 
 @pytest.mark.usefixtures("homing")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,15 +21,9 @@ from pipeline.store.store import Store, open_store
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
 from schemas.errors import ConfigError, PenstockError, UnknownNameError
-from tests.learners.homing import ENVIRONMENT, Homing, demonstrations
+from tests.learners.homing import ENVIRONMENT, demonstrations
 
-
-@pytest.fixture(autouse=True)
-def homing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
-    gym.register(ENVIRONMENT, entry_point=Homing, max_episode_steps=10)
-    yield
-    del gym.registry[ENVIRONMENT]
+pytestmark = pytest.mark.usefixtures("homing")
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -33,17 +32,11 @@ from schemas.errors import (
     UnknownNameError,
     UsageError,
 )
-from tests.learners.homing import ENVIRONMENT, Homing, demonstrations
+from tests.learners.homing import ENVIRONMENT, demonstrations
+
+pytestmark = pytest.mark.usefixtures("homing")
 
 SMALL = {"hidden": (16, 16)}
-
-
-@pytest.fixture(autouse=True)
-def homing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
-    gym.register(ENVIRONMENT, entry_point=Homing, max_episode_steps=10)
-    yield
-    del gym.registry[ENVIRONMENT]
 
 
 @pytest.fixture

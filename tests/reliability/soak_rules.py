@@ -14,6 +14,8 @@ and stands for a day."""
 RSS_PER_HOUR = 1 * MIB
 RSS_NOISE = 64 * MIB
 """How far it swings: what waits for a seal is in memory, and freed memory is returned in lumps."""
+RSS_SECONDS = 60.0
+"""Below which memory is not judged: it still grows to what a server needs."""
 WAITING = 1.8
 """Resident bytes of each byte that waits for a seal: no leak, a busy machine seals late."""
 RSS_RUN = 6
@@ -102,7 +104,7 @@ def broken_rules(samples: Sequence[Sample], outcome: Outcome) -> list[str]:
     found = []
     warm = warmed(samples)
     grew, may = rss_growth(warm)
-    if grew > may:
+    if grew > may and samples[-1].seconds >= RSS_SECONDS:
         found.append(f"resident memory grew by {grew / MIB:.1f} MiB, {may / MIB:.1f} are allowed")
     quarter = max(len(warm) // 4, 1)
     for name in ("fds", "threads"):
