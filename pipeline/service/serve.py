@@ -94,7 +94,9 @@ def serve(
             with control_port(state) as control, data_port(state) as (server, data):
                 token = str(config.token_path) if config.token_path is not None else None
                 ready({"data": data, "control": control, "token_file": token})
-                end.wanted.wait()
+                # A signal that reached another thread does not wake this one, which alone heeds it.
+                while not end.wanted.wait(_LOOK_SECONDS):
+                    continue
                 end.within(config.drain_seconds + LAST_SECONDS)
                 _drain(server, config.drain_seconds if end.failure is None else 1.0)
                 upkeep.stop(1.0)

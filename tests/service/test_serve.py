@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
 import subprocess
@@ -84,6 +85,16 @@ def test_an_end_amid_pushes_loses_nothing(number: int, tmp_path: Path) -> None:
     assert len(found) == len(set(found))
     assert set(acked) <= set(found)
     assert len(found) <= len(acked) + 1
+
+
+def test_a_signal_that_another_thread_gets_ends_it_too(tmp_path: Path) -> None:
+    """The kernel may hand a process's signal to any thread; Python heeds it in the main one."""
+    with serving(tmp_path / "store") as server:
+        pid = server.process.pid
+        other = max(int(place.name) for place in Path(f"/proc/{pid}/task").iterdir())
+        assert other != pid
+        assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_a_start_after_a_kill_goes_on(tmp_path: Path) -> None:
