@@ -76,6 +76,8 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     tensors = {f"learner/{name}": tensor for name, tensor in checkpoint.tensors.items()}
     for name in ("mean", "scale", "action_scale"):
         tensors[f"normaliser/{name}"] = torch.from_numpy(getattr(normaliser, name).copy())
+    if normaliser.action_range is not None:
+        tensors["normaliser/action_range"] = torch.from_numpy(normaliser.action_range.copy())
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     document = {
         "format": FORMAT,
@@ -138,13 +140,21 @@ def decode_checkpoint(
     """
     if document.get("format") != FORMAT or document.get("sha256") != _digest(tensors):
         raise _damaged(where, "another format, or contents that fail their checksum")
-    parts = {name: tensors[f"normaliser/{name}"].numpy() for name in ("mean", "scale")}
-    action_scale = tensors["normaliser/action_scale"].numpy()
+    mean, scale, action_scale = (
+        tensors[f"normaliser/{name}"].numpy() for name in ("mean", "scale", "action_scale")
+    )
+    ranged = tensors.get("normaliser/action_range")
     start = "learner/"
     return Checkpoint(
         algo=document["algo"],
         settings=document["settings"],
-        normaliser=Normaliser(tuple(document["fields"]), **parts, action_scale=action_scale),
+        normaliser=Normaliser(
+            tuple(document["fields"]),
+            mean,
+            scale,
+            action_scale,
+            action_range=None if ranged is None else ranged.numpy(),
+        ),
         tensors={n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)},
         step=document["step"],
         document=document["document"],

@@ -32,6 +32,36 @@ class ReadableVersion(Protocol):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A field of uint8 pictures, decoded."""
+
+    name: str
+    """Full name of the observation field."""
+    shape: tuple[int, ...]
+    """Of one row: (H, W), (H, W, C) or (C, H, W)."""
+
+    @property
+    def is_channels_first(self) -> bool:
+        """Whether the first of three axes is channels: it is, if it is shorter than the last."""
+        return len(self.shape) == 3 and self.shape[0] < self.shape[2]
+
+    @property
+    def channels(self) -> int:
+        """C; 1 where there is no such axis."""
+        return 1 if len(self.shape) == 2 else self.shape[0 if self.is_channels_first else 2]
+
+    @property
+    def height(self) -> int:
+        """H."""
+        return self.shape[1 if self.is_channels_first else 0]
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.shape[2 if self.is_channels_first else 1]
+
+
+@dataclass(frozen=True)
 class Normaliser:
     """Frozen numbers between an episode's fields and a network's unit box."""
 
@@ -43,6 +73,23 @@ class Normaliser:
     """(O,) float32, standard deviation plus `EPSILON`; 1 where states enter as they are."""
     action_scale: np.ndarray
     """(A,) float32: largest absolute action of the data where that is above 1, else 1."""
+    pictures: tuple[Picture, ...] = ()
+    """Fields that enter through an encoder."""
+    choices: int | None = None
+    """How many discrete actions there are, 0 to n - 1; A is n then. None for actions that are
+    arrays of numbers."""
+    action_range: np.ndarray | None = None
+    """(2, A) float32: smallest and largest action of the data; None where that was not kept."""
+
+    @property
+    def action_low(self) -> np.ndarray:
+        """(A,) float32: where actions begin; where that was not kept, minus their scale."""
+        return -self.action_scale if self.action_range is None else self.action_range[0]
+
+    @property
+    def action_high(self) -> np.ndarray:
+        """(A,) float32: where they end."""
+        return self.action_scale if self.action_range is None else self.action_range[1]
 
     @property
     def observation_dims(self) -> int:
@@ -51,7 +98,7 @@ class Normaliser:
 
     @property
     def action_dims(self) -> int:
-        """A."""
+        """A; the number of discrete actions."""
         return len(self.action_scale)
 
     @property
@@ -73,21 +120,24 @@ def fit_normaliser(
     Raises:
         SpecMismatchError: if the version holds no episode.
     """
-    states, peak = _Moments(), np.zeros(0)
+    states, low, high = _Moments(), np.array(np.inf), np.array(-np.inf)
     for version in versions:
         for seen, acted in _real_rows(version, fields):
             states.add(seen)
-            peak = np.fmax(peak if len(peak) else 0.0, np.nanmax(np.abs(acted), axis=0))
+            low = np.fmin(low, np.nanmin(acted, axis=0))
+            high = np.fmax(high, np.nanmax(acted, axis=0))
     if not states.count:
         raise SpecMismatchError("Expected a version with at least one episode, came an empty one.")
     mean, scale = states.mean, np.sqrt(states.variance) + EPSILON
     if not standardise:
         mean, scale = np.zeros_like(mean), np.ones_like(scale)
+    peak = np.fmax(np.abs(low), np.abs(high))
     return Normaliser(
         tuple(fields),
         mean.astype(np.float32),
         scale.astype(np.float32),
         np.where(peak > 1, peak, 1).astype(np.float32),
+        action_range=np.stack([low, high]).astype(np.float32),
     )
 
 
@@ -103,7 +153,8 @@ def _real_rows(
         rows = version.read_rows(data_id, [*fields, "actions"])
         starts, lengths = index.row_start[kept], index.length[kept]
         seen = _ranges(starts, lengths + index.final_present[kept])
-        states = [_matrix(plain(rows[name]))[seen] for name in fields]
+        states = [np.zeros((len(seen), 0))]
+        states += [_matrix(plain(rows[name]))[seen] for name in fields]
         actions = _matrix(plain(rows["actions"]))[_ranges(starts, lengths)]
         yield np.concatenate(states, axis=1), actions
 

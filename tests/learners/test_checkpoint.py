@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.normaliser.mean, NORMALISER.mean)
     np.testing.assert_array_equal(found.normaliser.scale, NORMALISER.scale)
     np.testing.assert_array_equal(found.normaliser.action_scale, NORMALISER.action_scale)
+    assert found.normaliser.action_range is None
+
+
+def test_the_range_of_actions_comes_back(tmp_path: Path) -> None:
+    ranged = replace(NORMALISER, action_range=np.array([[-1, -2], [0.5, 3]], np.float32))
+    learner = make_learner("bc", {"hidden": (8,)}, ranged)
+    found = load_checkpoint(save_checkpoint(tmp_path, snapshot(learner, 1, {}))).normaliser
+    np.testing.assert_array_equal(found.action_low, [-1, -2])
+    np.testing.assert_array_equal(found.action_high, [0.5, 3])
 
 
 def test_a_snapshot_does_not_move_with_its_learner() -> None:

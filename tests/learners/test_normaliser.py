@@ -59,6 +59,9 @@ def test_equals_numpy_on_the_real_rows(offset: float) -> None:
     np.testing.assert_allclose(fitted.scale, states.std(axis=0) + EPSILON, rtol=1e-5)
     peak = np.abs(version.real("actions", False)).max(axis=0)
     np.testing.assert_allclose(fitted.action_scale, np.where(peak > 1, peak, 1), rtol=1e-6)
+    acted = version.real("actions", False)
+    np.testing.assert_allclose(fitted.action_low, acted.min(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(fitted.action_high, acted.max(axis=0), rtol=1e-6)
 
 
 def test_two_versions_are_one_set_of_rows() -> None:
