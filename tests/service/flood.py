@@ -13,6 +13,8 @@ from typing import Any
 
 PAUSE_SECONDS = 0.003
 """Between two blobs of one thrower."""
+FIRST = 20
+"""Blobs of each thrower after which it counts as a flood."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -45,12 +47,15 @@ def blob(chance: random.Random) -> bytes:
     )
 
 
-def throw(ports: tuple[int, ...], seed: int, over: Any, thrown: Any, lingering: int = 32) -> None:
+def throw(
+    ports: tuple[int, ...], seed: int, begun: Any, over: Any, thrown: Any, lingering: int = 32
+) -> None:
     """Throws blobs at ports by turns, until it is over; some connections stay open for a while.
 
     Args:
         ports: of this machine.
         seed: of the blobs.
+        begun: the semaphore that is released after the first blobs.
         over: the event that ends it.
         thrown: a queue that is told how many were thrown.
         lingering: connections that stay open.
@@ -66,6 +71,8 @@ def throw(ports: tuple[int, ...], seed: int, over: Any, thrown: Any, lingering: 
             open_ones.append(one)
             one.sendall(blob(chance))
             count += 1
+            if count == FIRST:
+                begun.release()
         if len(open_ones) > lingering:
             open_ones.pop(chance.randrange(len(open_ones))).close()
     for one in open_ones:
@@ -77,14 +84,17 @@ def throw(ports: tuple[int, ...], seed: int, over: Any, thrown: Any, lingering: 
 def flood(ports: tuple[int, ...], throwers: int = 2) -> Iterator[list[int]]:
     """Floods ports while the context lasts; afterwards the list tells how much was thrown."""
     context = multiprocessing.get_context("spawn")
-    over, told = context.Event(), context.Queue()
+    begun, over, told = context.Semaphore(0), context.Event(), context.Queue()
     thrown: list[int] = []
     processes = [
-        context.Process(target=throw, args=(ports, seed, over, told)) for seed in range(throwers)
+        context.Process(target=throw, args=(ports, seed, begun, over, told))
+        for seed in range(throwers)
     ]
     for process in processes:
         process.start()
     try:
+        for process in processes:
+            assert begun.acquire(timeout=120), f"{process} throws nothing"
         yield thrown
     finally:
         over.set()

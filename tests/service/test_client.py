@@ -27,10 +27,15 @@ STEP = {"observation": np.zeros(3, np.float32), "action": np.zeros(2, np.float32
 
 
 def test_a_full_buffer_is_told() -> None:
-    client = RolloutClient(NOBODY, buffer_bytes=2000, put_bytes=1000, retry_seconds=0.5)
-    kept = client.push_async(episode("kept"))
+    small = {"buffer_bytes": 2000, "put_bytes": 1000}
+    client = RolloutClient(NOBODY, **small, retry_seconds=None)
+    client.push_async(episode("kept"))
     with pytest.raises(BusyError, match="raise buffer_bytes"):
         client.push_async(episode("waits", length=60), timeout=0.05)
+    with pytest.raises(OutOfTimeError):
+        client.close(0.05)
+    client = RolloutClient(NOBODY, **small, retry_seconds=0.5)
+    kept = client.push_async(episode("kept"))
     with pytest.raises(OutOfTimeError):  # nobody ever answers; then its room is free again
         kept.result(30)
     with client.episode("open") as going:  # noqa: SIM117

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
 
+from pipeline.service.client.control import ControlClient
 from pipeline.service.token_book import TokenBook, TokenRequest
 from pipeline.store.store import open_store
 from schemas.errors import OutOfTimeError
@@ -135,9 +136,12 @@ def test_streams_beyond_the_cap_are_refused_by_kind(tmp_path: Path) -> None:
             client.push(episode("before"))
             idle = Idle(server, server.token)
             idle.open(25)
+            control = ControlClient(server.control, server.token)
+            while control.status()["open_streams"] < 10:
+                time.sleep(0.05)
             client.push(episode("between"))
             told = pytest.raises(OutOfTimeError, match="at most 10 open streams")
-            with told, server.client(retry_seconds=0.5) as late:
+            with told, server.client(retry_seconds=3.0) as late:
                 late.push(episode("late"))
             assert idle.refused() == ["busy"] * 16
             with server.client() as later:

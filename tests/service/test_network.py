@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.service.client.client import RolloutClient
 from pipeline.service.flight import data_port
 from schemas.errors import PenstockError
 from schemas.identity import digest
+from tests.reliability.figures import tell
 from tests.reliability.sizes import size
 from tests.service.ports import episode, service_in
 from tests.service.proxy import Proxy, Weather
@@ -55,6 +57,7 @@ def test_nothing_is_lost_or_doubled(name: str, tmp_path: Path) -> None:
             weather.is_over = True
         assert errors == []
         assert sum(weather.count.values()) > 0, "nothing happened"
+        tell(f"network: {name}", pushed=sum(map(len, acked)), **weather.count)
         port.state.log.seal()
         version = port.store.version()
         found = Counter(version.episodes()["episode_id"].to_pylist())
@@ -72,16 +75,18 @@ def test_flipped_bits_do_no_harm_to_the_service(tmp_path: Path) -> None:
     kinds: list[str] = []
     with service_in(tmp_path, no_token=True, port=0) as port, data_port(port.state) as (_, url):
         with Proxy(int(url.rpartition(":")[2]), weather).running() as address:
-            for k in range(size(20, 500)):
+            for k in itertools.count():
+                if k >= size(20, 500) and weather.count.get("flip", 0) > 5:
+                    break  # on a busy machine not everybody gets as far as the network
                 settings = {"retry_seconds": 0.3, "put_bytes": 300, "max_backoff_seconds": 0.05}
                 try:
                     with RolloutClient(address, **settings) as client:
                         client.push(episode(f"e{k}", length=20))
                 except PenstockError as error:
                     kinds.append(error.kind)
-        assert weather.count["flip"] > 5
         assert "bug" not in kinds
         with RolloutClient(url) as client:
             client.push(episode("after"))
         port.state.log.seal()
+        tell("network: flips", connections=k, refused=len(kinds), **weather.count)
         assert "after" in port.store.version().episodes()["episode_id"].to_pylist()

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.main import main
+from pipeline.service.client.client import RolloutClient
 from pipeline.store.store import open_store
-from schemas.errors import PenstockError
 from schemas.identity import digest
+from tests.service.killed_servers import free_port
 from tests.service.ports import episode
 from tests.service.servers import ARGUMENTS, serving
 
@@ -59,32 +60,32 @@ def test_from_ready_to_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_end_amid_pushes_loses_nothing(number: int, tmp_path: Path) -> None:
     """What was acknowledged is sealed; what was not is sent to the next server."""
-    store = tmp_path / "store"
+    store, port = tmp_path / "store", ("--port", str(free_port()))
     acked: list[str] = []
-    with serving(store) as first:
-        client = first.client(retry_seconds=0.5, put_bytes=600)
-        has_some = threading.Event()
+    has_some, is_over = threading.Event(), threading.Event()
 
-        def push() -> None:
-            for k in range(10_000):
-                try:
-                    client.push(episode(f"e{k}", length=30))
-                except PenstockError:
-                    return
-                acked.append(f"e{k}")
-                if k == 20:
-                    has_some.set()
+    def push(client: RolloutClient) -> None:
+        while not is_over.is_set():
+            client.push(episode(f"e{len(acked)}", length=30))
+            acked.append(f"e{len(acked)}")
+            if len(acked) == 20:
+                has_some.set()
 
-        thread = threading.Thread(target=push)
+    with serving(store, *port) as first, first.client(put_bytes=600) as client:
+        thread = threading.Thread(target=push, args=(client,))
         thread.start()
         assert has_some.wait(60)
         assert first.end(number) == 0
-        thread.join()
-        client.close()
-    found = open_store(store).version().episodes()["episode_id"].to_pylist()
-    assert len(found) == len(set(found))
-    assert set(acked) <= set(found)
-    assert len(found) <= len(acked) + 1
+        told = list(acked)
+        found = open_store(store).version().episodes()["episode_id"].to_pylist()
+        assert found[: len(told)] == told
+        assert len(found) <= len(told) + 1
+        with serving(store, *port) as second:
+            is_over.set()
+            thread.join()
+            assert second.end() == 0
+    assert len(acked) > len(told)
+    assert open_store(store).version().episodes()["episode_id"].to_pylist() == acked
 
 
 def test_a_signal_that_another_thread_gets_ends_it_too(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_client_does_not_wait_for_ever(tmp_path: Path) -> None:
     process.kill()
     process.join()
     with (
-        RolloutClient(at["data"], retry_seconds=0.3) as client,
+        RolloutClient(at["data"], retry_seconds=2.0) as client,
         pytest.raises(PenstockError, match="the last error was") as caught,
     ):
         client.push(rollout(0, 0))
