@@ -1,4 +1,4 @@
-"""Keeping a store: `gc`, `compact`, `materialise`, `doctor`, `expire`, `remove`, `erase`."""
+"""Keeping a store: `gc`, `compact`, `copy`, `doctor`, `expire`, `remove`, `erase` and more."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def register(app: typer.Typer) -> None:
     app.command("compact", help="Join small parts.\n\nExample: penstock compact ./store@main")(
         compact
     )
+    app.command(
+        "copy",
+        help="Copy a version to another store; run again, copy what came since.\n\n"
+        "Example: penstock copy ./store@clean s3://bucket/store",
+    )(copy)
     app.command(
         "materialise",
         help="Copy linked data into the store.\n\nExample: penstock materialise ./store@main",
@@ -93,6 +98,42 @@ def compact(
         )
     else:
         say(f"{done.parts_before:,} parts became {done.parts_after:,} ({done.rows:,} rows written)")
+
+
+def copy(
+    store: StoreRef,
+    into: Annotated[str, typer.Argument(metavar="STORE2", help="Made if it is not there.")],
+    branch: Annotated[
+        str | None, typer.Option("--branch", metavar="NAME", help="Of STORE2; the same by default.")
+    ] = None,
+    json: Json = False,
+) -> int:
+    from pipeline.cli.progress import steps_bar
+    from pipeline.store.store import open_store, parse_ref
+
+    url, ref = parse_ref(store)
+    source = open_store(url)
+    source.version(ref)  # before a store is made for nothing
+    with steps_bar("copy", quiet=json) as advance:
+        done = source.copy(ref, open_store(into, create=True), branch=branch, advance=advance)
+    commit = done.commit
+    if json:
+        place = {"version": commit.id, "number": commit.number, "branch": commit.branch}
+        counts = {"episodes_added": done.episodes, "episodes_known": done.known}
+        emit(
+            {
+                **place,
+                **counts,
+                "episodes_quarantined": done.refused,
+                "steps_added": done.steps,
+            }
+        )
+    else:
+        say(
+            f"{commit.branch}:{commit.number} of {into}: {done.episodes:,} episodes copied "
+            f"({done.steps:,} steps), {done.known:,} were there, {done.refused:,} refused"
+        )
+    return 3 if done.refused else 0
 
 
 def materialise(

@@ -16,6 +16,7 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.changes import Changes, diff
 from pipeline.store.compact import Compacted, compact
 from pipeline.store.doctor import Examination, examine
+from pipeline.store.duplicate import Copied, copy_version
 from pipeline.store.erase import Scrubbed, erase, linked_places, scrub
 from pipeline.store.gc import GRACE, Collected, collect
 from pipeline.store.joining import Casting
@@ -198,6 +199,35 @@ class Store:
         """Makes the version a reference names the newest of its branch again."""
         to = self._resolve(ref)
         return Version(self.catalog, derive.revert(self.catalog, to.branch, to))
+
+    # -- to another store ----------------------------------------------------------------------
+
+    def copy(
+        self,
+        ref: str,
+        to: Store,
+        *,
+        branch: str | None = None,
+        advance: Callable[[int, int], None] | None = None,
+    ) -> Copied:
+        """Copies a version to another store: episodes, scores, labels; linked data is stored there.
+
+        Run again, it copies what came since; ids that the other store has with other content are
+        quarantined there.
+
+        Args:
+            ref: a version.
+            to: the other store.
+            branch: of the other store; by default the version's own.
+            advance: called with the episodes and steps of each episode that is read.
+
+        Raises:
+            UsageError: if both are one store, or the version is empty.
+            SpecMismatchError, NameTakenError: if episodes fit no spec of the branch, and the name
+                of theirs is taken there.
+        """
+        version = self._resolve(ref)
+        return copy_version(self.catalog, version, to.catalog, branch or version.branch, advance)
 
     # -- maintenance ---------------------------------------------------------------------------
 

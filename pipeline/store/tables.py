@@ -37,7 +37,7 @@ def episode_table(catalog: Catalog, commit: Commit) -> pa.Table:
 
     def make() -> pa.Table:
         state = catalog.refs.state(commit)
-        return _with_overlays(catalog, state, _kept_rows(catalog, state, erased))
+        return _with_overlays(catalog, state, stored_rows(catalog, state))
 
     return catalog.tables.get(f"{commit.id}-{len(erased)}", make)
 
@@ -63,7 +63,8 @@ def pick_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     return table.select(known if columns is None else list(columns))
 
 
-def _kept_rows(catalog: Catalog, state: State, erased: set[int]) -> pa.Table:
+def stored_rows(catalog: Catalog, state: State) -> pa.Table:
+    """Returns one row per kept episode in version order, as stored: nothing joined."""
     tables = []
     for index, part in enumerate(state.parts):
         table = catalog.parquet(part.rows)
@@ -76,7 +77,7 @@ def _kept_rows(catalog: Catalog, state: State, erased: set[int]) -> pa.Table:
     if not tables:
         for name in ORIGIN_COLUMNS:
             table = table.append_column(name, pa.array([], pa.int64()))
-    return drop_erased(table, erased).combine_chunks()
+    return drop_erased(table, catalog.erased()).combine_chunks()
 
 
 def _with_specs(table: pa.Table, part: Part) -> pa.Table:

@@ -378,3 +378,16 @@ def test_the_command_ends_with_its_code_and_all_it_said(tmp_path):
     )
     assert missing.returncode == 2
     assert json.loads(missing.stdout)["error"]["message"] in missing.stderr
+
+
+def test_a_version_is_copied_to_another_store(loaded, penstock, tmp_path):
+    told = as_json(penstock("copy", loaded, tmp_path / "o", "--json"))
+    assert (told["branch"], told["episodes_added"], told["steps_added"]) == ("main", 6, 330)
+    code, out, _ = penstock("copy", loaded, tmp_path / "o")
+    assert code == 0
+    assert "0 episodes copied" in out
+    assert "6 were there" in out
+    code, _, err = penstock("copy", f"{loaded}@mian", tmp_path / "new")
+    assert code == 2
+    assert "main" in err
+    assert not (tmp_path / "new").exists()
