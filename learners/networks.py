@@ -23,6 +23,7 @@ LOG_STD_MAX = 2.0
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": functional.gelu,
+    "silu": functional.silu,
     "tanh": torch.tanh,
 }
 

@@ -38,10 +38,16 @@ class StreamNeeds(Settings):
     """Steps of a window from its anchor on; None learns from single transitions."""
     returns: Literal["to_go", "monte_carlo"] | None = None
     """Whether it reads `returns_to_go`."""
+    frame_stack: int = 1
+    """Observations up to each step, as an axis of their own; 1 adds none."""
+    pictures: Literal["decode"] | None = None
+    """`decode`, if it takes encoded pictures as they are stored, decoded when they are gathered."""
+    demonstrations: int | None = None
+    """How many of the offline sources are demonstrations, the first ones; None: all of them."""
 
     def stream(self) -> dict[str, Any]:
         """Returns the settings of streams that stand for it."""
-        return self.model_dump(exclude={"batches"}, exclude_defaults=True)
+        return self.model_dump(exclude={"batches", "demonstrations"}, exclude_defaults=True)
 
 
 NO_NEEDS = StreamNeeds()
