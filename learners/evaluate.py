@@ -1,28 +1,27 @@
-"""How well a policy does: returns over seeded episodes, with an interval and a normalised score.
+"""How well a policy does: returns over seeded episodes, with intervals and a normalised score.
 
 Policies act deterministically and are judged as they are at the last checkpoint; there is no
-choosing among checkpoints here.
+choosing among checkpoints here. Copies of the environment move together, and the policy answers all
+of them at once; it is always shown as many rows, so that neither the number of copies nor where an
+episode stands among them changes any action.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from learners.rollout import Actor, Collection, Facts, collect
+from learners.rollout import SLOTS, Actor, Collection, Facts, collect
+from learners.scores import bootstrap_interval, normalized_score, wilson_interval
+from schemas.errors import ConfigError
 
 EVALUATION_SEED = 1_000_000
 """Far from the seeds of collection, so that nobody is judged on starts it has seen."""
-
-REFERENCE_RETURNS: dict[str, tuple[float, float]] = {
-    "Ant": (-325.6, 3879.7),
-    "HalfCheetah": (-280.178953, 12135.0),
-    "Hopper": (-20.272305, 3234.3),
-    "Walker2d": (1.629008, 4592.3),
-}
-"""Random and expert return by environment name without its version: D4RL's references, which were
-measured on the -v2 environments."""
+ROWS = 8
+"""Rows that a policy is shown at once. Sums of products are made in an order that depends on their
+number, not on their place, so with one number a row's result is the same wherever it stands."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Evaluation:
     """Share of successful episodes where the environment says so."""
     interval: tuple[float, float]
     """95 % bootstrap interval of the mean return."""
+    successes: tuple[bool, ...] | None = None
+    """Of each episode; None if one does not say."""
+    seed: int = EVALUATION_SEED
+    """Of the first episode."""
 
     @property
     def mean_return(self) -> float:
@@ -49,9 +52,21 @@ class Evaluation:
         """D4RL score: 0 is random, 100 is the reference expert; None without references."""
         return normalized_score(self.environment, self.mean_return)
 
+    @property
+    def success_interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the success rate; None if an episode does not say."""
+        if self.successes is None:
+            return None
+        return wilson_interval(sum(self.successes), len(self.successes))
+
 
 def evaluate(
-    actor: Actor, environment: str, episodes: int = 10, seed: int = EVALUATION_SEED
+    actor: Actor,
+    environment: str,
+    episodes: int = 10,
+    seed: int = EVALUATION_SEED,
+    copies: int = SLOTS,
+    report: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Plays whole episodes without exploration.
 
@@ -60,42 +75,29 @@ def evaluate(
         environment: a registered Gymnasium name.
         episodes: how many; episode k starts from seed `seed + k`.
         seed: of the first episode.
+        copies: of the environment, moving together in this process; they change no return.
+        report: told how many episodes are done.
+
+    Raises:
+        UnknownNameError: if the environment is not registered.
+        ConfigError: if it has no box of actions, or `copies` is not positive.
     """
-    plan = Collection(environment, episodes=episodes, seed=seed)
-    played = list(collect(actor, plan, Facts(namespace="evaluation")))
-    returns = np.array([episode.episode_return for episode in played], np.float64)
-    successes = [episode.success for episode in played if episode.success is not None]
+    if copies < 1:
+        raise ConfigError(f"Expected at least one copy of the environment, came {copies}.")
+    plan = Collection(environment, episodes=episodes, seed=seed, slots=copies, rows=ROWS)
+    played = []
+    for episode in collect(actor, plan, Facts(namespace="evaluation")):
+        played.append((episode.episode_return, episode.length, episode.success))
+        if report is not None:
+            report(len(played))
+    returns = np.array([gained for gained, _, _ in played], np.float64)
+    said = [success for _, _, success in played if success is not None]
     return Evaluation(
         environment=environment,
         returns=tuple(returns.tolist()),
-        lengths=tuple(episode.length for episode in played),
-        success=float(np.mean(successes)) if successes else None,
+        lengths=tuple(length for _, length, _ in played),
+        success=float(np.mean(said)) if said else None,
         interval=bootstrap_interval(returns, seed),
+        successes=tuple(said) if len(said) == len(played) else None,
+        seed=seed,
     )
-
-
-def normalized_score(environment: str, mean_return: float) -> float | None:
-    """Returns 100 (G - random) / (expert - random), or None where no references are known."""
-    base, _, _ = environment.rpartition("-v")
-    if base not in REFERENCE_RETURNS:
-        return None
-    random, expert = REFERENCE_RETURNS[base]
-    return 100.0 * (mean_return - random) / (expert - random)
-
-
-def bootstrap_interval(
-    values: np.ndarray, seed: int = 0, level: float = 0.95, resamples: int = 2000
-) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean.
-
-    Args:
-        values: (N,) one number per episode.
-        seed: of the resamples.
-        level: coverage.
-        resamples: how many.
-    """
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(values), (resamples, len(values)))
-    tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(values[picks].mean(axis=1), [tail, 100.0 - tail])
-    return float(low), float(high)

@@ -84,6 +84,9 @@ class Collection:
     exploration: Exploration = Exploration()
     slots: int = SLOTS
     """Environments in lockstep."""
+    rows: int | None = None
+    """Observations that the actor is shown at once, the last one repeated where slots are too few;
+    None shows all slots' at once."""
 
 
 @dataclass(frozen=True)
@@ -185,31 +188,63 @@ def _play(actor: Actor, environments: list[Any], plan: Collection) -> Iterator[_
     box = action_box(environments[0])
     dims = int(np.prod(box.shape))
     slots = [_Recording(e, plan.first + k, plan) for k, e in enumerate(environments)]
-    memory: Remembering | None = None
-    if hasattr(actor, "remembering"):
-        actor = memory = actor.remembering(len(slots))
+    asked = _Asked(actor, len(slots), plan)
     begun, past = len(slots), 0
     while not all(slot.is_over for slot in slots):
         noise = np.stack([slot.drawn(dims) for slot in slots])
-        seen = _stack([slot.latest for slot in slots])
-        acted = plan.exploration.actions(actor, seen, noise)
+        acted = asked.actions([slot.latest for slot in slots], noise)
         for place, slot in enumerate(slots):
             if slot.is_over:
                 continue
             action = acted[place].reshape(box.shape).astype(np.float32)
             taken = np.clip(action, box.low, box.high)
             is_over = slot.step(taken)
-            if memory is not None:
-                memory.after(place, taken.reshape(-1), slot.rewards[-1])
+            asked.after(place, taken.reshape(-1), slot.rewards[-1])
             if not is_over:
                 continue
             yield slot
             past += len(slot.rewards)
             if _wants_more(plan, slots, past, begun):
                 slots[place] = _Recording(slot.environment, plan.first + begun, plan)
-                if memory is not None:
-                    memory.begin(place)
+                asked.begin(place)
                 begun += 1
+
+
+class _Asked:
+    """An actor that answers all slots, in parts of a fixed number of rows."""
+
+    def __init__(self, actor: Actor, slots: int, plan: Collection) -> None:
+        self._rows = plan.rows or slots
+        self._exploration = plan.exploration
+        parts = -(-slots // self._rows)
+        self._memories: list[Remembering] | None = None
+        self._actors: list[Any] = [actor] * parts
+        if hasattr(actor, "remembering"):
+            self._memories = [actor.remembering(self._rows) for _ in range(parts)]
+            self._actors = list(self._memories)
+
+    def actions(self, observations: list[Any], noise: np.ndarray) -> np.ndarray:
+        """Returns the actions of all slots, (B, A) float64."""
+        found = []
+        for part, actor in enumerate(self._actors):
+            start = part * self._rows
+            seen = observations[start : start + self._rows]
+            drawn = noise[start : start + self._rows]
+            spare = self._rows - len(seen)
+            shown = _stack([*seen, *[seen[-1]] * spare])
+            padded = np.concatenate([drawn, np.zeros((spare, drawn.shape[1]))])
+            found.append(self._exploration.actions(actor, shown, padded)[: len(seen)])
+        return np.concatenate(found)
+
+    def after(self, place: int, action: np.ndarray, reward: float) -> None:
+        """Tells an actor with a memory what was done in one slot, and earned."""
+        if self._memories is not None:
+            self._memories[place // self._rows].after(place % self._rows, action, reward)
+
+    def begin(self, place: int) -> None:
+        """Tells an actor with a memory that an episode begins in one slot."""
+        if self._memories is not None:
+            self._memories[place // self._rows].begin(place % self._rows)
 
 
 def _wants_more(plan: Collection, slots: list[_Recording], past: int, begun: int) -> bool:

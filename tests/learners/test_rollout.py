@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from learners.environments import make_environment
-from learners.evaluate import bootstrap_interval, evaluate, normalized_score
+from learners.evaluate import evaluate
 from learners.rollout import Collection, Exploration, Facts, collect
+from learners.scores import bootstrap_interval, normalized_score
 from schemas.errors import ConfigError, UnknownNameError
 from schemas.identity import digest
 
