@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from learners.agents import Agents
-from learners.inputs import Scaler
+from learners.inputs import Scaler, sampled
 from learners.normaliser import Normaliser
 from learners.settings import NO_NEEDS, LearnerSettings, StreamNeeds, read_settings
-from schemas.errors import UnknownNameError, suggest
+from schemas.errors import SpecMismatchError, UnknownNameError, suggest
 
 Batch = Mapping[str, Any]
 """What a stream yields: `observations, actions, rewards, next_observations, discounts, mask` and
@@ -74,9 +74,26 @@ class Learner(ABC):
         """
         return NO_NEEDS
 
+    @classmethod
+    def for_actions(cls, normaliser: Normaliser) -> type[Learner]:
+        """Returns the class of this algorithm for the kind of actions that the data hold.
+
+        Raises:
+            SpecMismatchError: if it has no form for them; most have none for discrete ones.
+        """
+        if normaliser.choices is not None:
+            raise SpecMismatchError(
+                f"Expected continuous actions (arrays of floats) for {cls.name}, came discrete "
+                f"ones, {normaliser.choices} of them; bc, iql and cql learn with those."
+            )
+        return cls
+
     @abstractmethod
     def build(self, states: int, actions: int) -> None:
-        """Makes networks and optimisers for inputs of so many numbers."""
+        """Makes networks and optimisers for inputs and outputs of so many numbers.
+
+        Discrete actions are as many outputs as there are of them.
+        """
 
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -91,13 +108,23 @@ class Learner(ABC):
 
     @abstractmethod
     def greedy(self, states: Tensor) -> Tensor:
-        """Returns the deterministic actions of scaled states, (K, B, O) to (K, B, A), unit box."""
+        """Returns the deterministic actions of scaled states, (K, B, O) to (K, B, A), unit box.
+
+        Of discrete actions it is a score of each; the best is done, or one drawn from the softmax.
+        """
+
+    def states(self, observations: Any) -> Tensor:
+        """Returns what the networks of all agents see of observations (B, ...), (K, B, O)."""
+        states = self.scaler.states(observations)
+        return states.expand(self.agents.count, *states.shape)
 
     @torch.no_grad()
     def act(self, observations: Any, agent: int = 0) -> Tensor:
-        """Returns an agent's deterministic actions (B, A), in the environment's units, on CPU."""
-        states = self.scaler.states(observations)
-        actions = self.greedy(states.expand(self.agents.count, *states.shape))[agent]
+        """Returns an agent's deterministic actions (B, A), in the environment's units, on CPU.
+
+        Discrete ones are (B,) int64.
+        """
+        actions = self.greedy(self.states(observations))[agent]
         return self.scaler.from_unit(actions).cpu()
 
     @torch.no_grad()
@@ -111,13 +138,15 @@ class Learner(ABC):
 
         Args:
             observations: (B, ...), nested like the space.
-            noise: (B, A).
+            noise: (B, A); a number for each action of discrete ones.
             agent: which one.
 
         Returns:
             (B, A) float64, in the environment's units, on the CPU; by default `act` with noise of
-            `spread`.
+            `spread`. Discrete ones are (B,) int64, drawn from the softmax of their scores.
         """
+        if self.normaliser.choices is not None:
+            return sampled(self.greedy(self.states(observations))[agent], noise)
         drawn = torch.as_tensor(noise, dtype=torch.float64)
         return self.act(observations, agent).double() + self.spread(agent).double() * drawn
 
@@ -144,9 +173,11 @@ class Learner(ABC):
 
 
 ALGORITHMS: dict[str, str] = {
+    "arsq": "learners.arsq:ARSQ",
     "bc": "learners.bc:BC",
     "cal_ql": "learners.cal_ql:CalQL",
     "cql": "learners.cql:CQL",
+    "cqn": "learners.cqn:CQN",
     "dt": "learners.dt:DT",
     "iql": "learners.iql:IQL",
     "rebrac": "learners.rebrac:ReBRAC",
@@ -186,7 +217,12 @@ def make_learner(
         normaliser: gives the sizes of inputs and outputs, too.
         seed: of the initial weights and of noise; several make as many agents side by side.
         device: where the networks live.
+
+    Raises:
+        UnknownNameError: for an unknown algorithm or setting.
+        SpecMismatchError: if the algorithm does not learn such actions.
     """
     kind = learner_class(name)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    return kind(read_settings(kind.settings_kind, settings, name), normaliser, seeds, device)
+    read = read_settings(kind.settings_kind, settings, name)
+    return kind.for_actions(normaliser)(read, normaliser, seeds, device)

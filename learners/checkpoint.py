@@ -23,7 +23,7 @@ from torch import Tensor
 
 from learners.base import Learner, make_learner
 from learners.files import write_whole
-from learners.normaliser import Normaliser
+from learners.normaliser import Normaliser, Picture
 from schemas.errors import NotFoundError, UntrustedError
 
 FORMAT = 1
@@ -84,6 +84,8 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         "algo": checkpoint.algo,
         "settings": dict(checkpoint.settings),
         "fields": list(normaliser.fields),
+        "pictures": {one.name: list(one.shape) for one in normaliser.pictures},
+        "choices": normaliser.choices,
         "step": checkpoint.step,
         "sha256": _digest(tensors),
         "document": dict(checkpoint.document),
@@ -153,6 +155,8 @@ def decode_checkpoint(
             mean,
             scale,
             action_scale,
+            tuple(Picture(n, tuple(shape)) for n, shape in document.get("pictures", {}).items()),
+            document.get("choices"),
             action_range=None if ranged is None else ranged.numpy(),
         ),
         tensors={n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)},

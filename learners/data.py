@@ -11,15 +11,17 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
+import numpy as np
+
 from learners.base import Batch
-from learners.normaliser import Normaliser, fit_normaliser
+from learners.normaliser import Normaliser, Picture, fit_normaliser
 from learners.settings import NO_NEEDS, StreamNeeds
 from pipeline.store.reader import Version
 from pipeline.store.store import open_store, parse_ref
 from pipeline.stream.cache import Progress as Packing
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
-from schemas.errors import SpecMismatchError, UsageError
+from schemas.errors import ConfigError, SpecMismatchError, UsageError
 from schemas.spec import DatasetSpec
 
 _OF_DEMONSTRATIONS = ("weights", "spec", "follow", "follow_every")
@@ -129,15 +131,32 @@ def open_stream(
         packing: told, while the packed cache is filled, of the blocks done and to do.
         run: what stores call the run that reads it; None for one that is read again.
     """
-    settings = sampling.settings()
+    settings, flags = sampling.settings(), demonstrations(len(pinned), sampling.needs)
     if len(pinned) == 1:
         return Stream(pinned[0].open(), progress=packing, **settings, run=run)
     return Mixture(
         [(Stream(one.open(), progress=packing, **settings), one.weight) for one in pinned],
         batch_size=sampling.rows,
         seed=sampling.seed,
+        demonstration=flags,
         run=run,
     )
+
+
+def demonstrations(sources: int, needs: StreamNeeds) -> list[bool]:
+    """Returns which of some offline sources are demonstrations: all, or the first few.
+
+    Raises:
+        ConfigError: if there are to be more than there are sources.
+    """
+    first = sources if needs.demonstrations is None else needs.demonstrations
+    if first > sources:
+        raise ConfigError(
+            f"Expected at most as many sources of demonstrations as there are of data, {sources}, "
+            f"came {first}.",
+            where="demonstrations",
+        )
+    return [source < first for source in range(sources)]
 
 
 @dataclass(frozen=True)
@@ -159,7 +178,7 @@ def open_growing(
     """Opens a mixture of pinned versions, of one that is to grow, and of what succeeded of it.
 
     Args:
-        offline: their share of each batch is split by their weights; demonstrations.
+        offline: their share of each batch is split by their weights.
         growing: has the rest; `follow_growing` moves it on.
         sampling: size, order and form of the batches.
         run: what stores call the run that reads it; None for one that is read again.
@@ -175,11 +194,12 @@ def open_growing(
         grows.append(growing.successes or growing.online)
     streams += [Stream(version, **plain) for version in grows]
     weights = growing_weights(offline, growing, [stream.transitions for stream in streams])
+    joined = [True] * growing.joins
     return Mixture(
         list(zip(streams, weights, strict=True)),
         batch_size=sampling.rows,
         seed=sampling.seed,
-        demonstration=[True] * len(offline) + [False] + [True] * growing.joins,
+        demonstration=[*demonstrations(len(offline), sampling.needs), False, *joined],
         run=run,
     )
 
@@ -218,10 +238,31 @@ def run_name(algo: str, run: str) -> str:
     return f"{algo}-{run[:12]}"
 
 
-def fit(pinned: Sequence[Pinned], standardise: bool) -> Normaliser:
-    """Fits a normaliser on all pinned versions together."""
+def fit(
+    pinned: Sequence[Pinned],
+    standardise: bool,
+    *,
+    pixels: bool = False,
+    choices: int = 0,
+) -> Normaliser:
+    """Fits a normaliser on all pinned versions together.
+
+    Args:
+        pinned: the versions.
+        standardise: False lets observations in as they are.
+        pixels: whether pictures are taken in, too.
+        choices: the least number of discrete actions, as far as it is known; of no meaning where
+            actions are arrays of floats.
+
+    Raises:
+        SpecMismatchError: if there is nothing to take in, or actions of another kind.
+    """
     versions = [one.open() for one in pinned]
-    return fit_normaliser(versions, float_fields(only_spec(versions)), standardise)
+    spec = only_spec(versions)
+    pictures = picture_fields(spec) if pixels else ()
+    fields = float_fields(spec, pixels)
+    discrete = choices if has_discrete_actions(spec) else None
+    return fit_normaliser(versions, fields, standardise, pictures, discrete)
 
 
 def only_spec(versions: Sequence[Version]) -> DatasetSpec:
@@ -241,8 +282,12 @@ def only_spec(versions: Sequence[Version]) -> DatasetSpec:
     return specs[0]
 
 
-def float_fields(spec: DatasetSpec) -> tuple[str, ...]:
-    """Returns the sorted names of the observation fields that learners take in.
+def float_fields(spec: DatasetSpec, pixels: bool = False) -> tuple[str, ...]:
+    """Returns the sorted names of the observation fields that learners take in as numbers.
+
+    Args:
+        spec: of the data.
+        pixels: whether pictures are taken in beside them; then there may be none.
 
     Raises:
         SpecMismatchError: if there is no float field.
@@ -254,14 +299,46 @@ def float_fields(spec: DatasetSpec) -> tuple[str, ...]:
         and field.encoding == "raw"
         and field.numpy_dtype.kind == "f"
     )
-    if not found:
-        raise SpecMismatchError(f"Expected a float observation field, came [{spec}].")
+    if not found and not pixels:
+        raise SpecMismatchError(
+            f"Expected a float observation field, came [{spec}]; for learners that have it, "
+            f"pixels=true takes in pictures."
+        )
     return found
+
+
+def picture_fields(spec: DatasetSpec) -> tuple[Picture, ...]:
+    """Returns the observation fields that are uint8 pictures, as arrays or encoded, by name.
+
+    Raises:
+        SpecMismatchError: if there is none.
+    """
+    found = tuple(
+        Picture(name, field.shape)
+        for name, field in sorted(spec.fields.items())
+        if name.split("/")[0] == "observations"
+        and field.is_regular
+        and field.numpy_dtype == np.uint8
+        and len(field.shape) in (2, 3)
+    )
+    if not found:
+        raise SpecMismatchError(
+            f"Expected uint8 pictures among the observations for pixels=true, came [{spec}]."
+        )
+    return found
+
+
+def has_discrete_actions(spec: DatasetSpec) -> bool:
+    """Returns whether actions are one integer each."""
+    field = spec.fields.get("actions")
+    is_one = field is not None and field.shape in ((), (1,))
+    return is_one and field is not None and field.numpy_dtype.kind in "iu"
 
 
 def _with_sampler_of_windows(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a stream; where it has windows, with the sampler that draws those uniformly."""
-    has_windows = settings.get("window") is not None or settings.get("history", 0) > 0
+    has_steps = settings.get("window") is not None or settings.get("history", 0) > 0
+    has_windows = has_steps or settings.get("frame_stack", 1) > 1
     is_uniform = settings["sampler"] == "transition"
     return {**settings, "sampler": "window"} if has_windows and is_uniform else settings
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.normaliser import Normaliser
+from learners.normaliser import Normaliser, Picture
 from schemas.errors import SpecMismatchError
 from schemas.nesting import escape
 
@@ -30,7 +30,7 @@ class Scaler:
     """
 
     def __init__(self, normaliser: Normaliser, device: str) -> None:
-        self.fields = normaliser.fields
+        self.fields, self.choices = normaliser.fields, normaliser.choices
         self.is_plain = normaliser.is_plain
         self.device = device
         self.mean = torch.as_tensor(normaliser.mean, device=device)
@@ -49,13 +49,65 @@ class Scaler:
         return joined if self.is_plain else (joined - self.mean) / self.scale
 
     def to_unit(self, actions: Any) -> Tensor:
-        """Returns recorded actions on the unit box, (B, A) float32."""
+        """Returns recorded actions on the unit box, (B, A) float32; discrete ones as 0 and 1."""
         recorded = join_actions(actions).to(self.device)
+        if self.choices is not None:
+            return one_hot(recorded, self.choices)
         return recorded if self.is_unit else recorded / self.action_scale
 
     def from_unit(self, actions: Tensor) -> Tensor:
-        """Inverse of `to_unit`."""
+        """Inverse of `to_unit`; of scores (B, n) of discrete actions the best, (B,) int64."""
+        if self.choices is not None:
+            return actions.argmax(dim=-1)
         return actions if self.is_unit else actions * self.action_scale
+
+
+def one_hot(actions: Tensor, choices: int) -> Tensor:
+    """Returns discrete actions (B, 1) as (B, n) float32, 1 where it is that action."""
+    return (actions == torch.arange(choices, device=actions.device)).to(torch.float32)
+
+
+def sampled(scores: Tensor, noise: Any) -> Tensor:
+    """Draws discrete actions from softmax(scores), for standard normal numbers.
+
+    Each number is the quantile of a Gumbel variable, and the largest sum of score and variable is
+    drawn with that probability. Where all numbers are 0 it is the best score.
+
+    Args:
+        scores: (B, n).
+        noise: (B, n).
+
+    Returns:
+        (B,) int64 on the CPU.
+    """
+    drawn = torch.as_tensor(noise, dtype=torch.float64)
+    quantiles = torch.special.ndtr(drawn).clamp(1e-12, 1 - 1e-12)
+    return (scores.cpu().double() - torch.log(-torch.log(quantiles))).argmax(dim=-1)
+
+
+def named_pictures(observations: Any, pictures: Sequence[Picture]) -> list[Tensor]:
+    """Returns the pictures of a batch, as they are stored: uint8, each (B, ..., *shape).
+
+    Args:
+        observations: nested like the space.
+        pictures: the fields.
+
+    Raises:
+        SpecMismatchError: if a field is not there, or of another shape or dtype.
+    """
+    named = _named("observations", observations)
+    found = []
+    for picture in pictures:
+        given = None if picture.name not in named else torch.as_tensor(named[picture.name])
+        is_it = given is not None and given.dtype == torch.uint8
+        if given is None or not is_it or given.shape[-len(picture.shape) :] != picture.shape:
+            came = "none" if given is None else f"{given.dtype} {list(given.shape[1:])}"
+            raise SpecMismatchError(
+                f"Expected uint8 pictures of {list(picture.shape)} in {picture.name}, came {came}; "
+                f"the learner was trained on other fields."
+            )
+        found.append(given)
+    return found
 
 
 def join(observations: Any, fields: Sequence[str]) -> Tensor:
@@ -76,6 +128,8 @@ def join(observations: Any, fields: Sequence[str]) -> Tensor:
             f"came {', '.join(named) or 'none'}; the learner was trained on other fields."
         )
     parts = [_flat(named[name]) for name in fields]
+    if not parts:  # all that is seen is pictures
+        return torch.zeros(len(next(iter(named.values()))), 0)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -108,7 +108,11 @@ class Normaliser:
 
 
 def fit_normaliser(
-    versions: Sequence[ReadableVersion], fields: Sequence[str], standardise: bool
+    versions: Sequence[ReadableVersion],
+    fields: Sequence[str],
+    standardise: bool,
+    pictures: Sequence[Picture] = (),
+    choices: int | None = None,
 ) -> Normaliser:
     """Fits the numbers on the real rows of all kept episodes of some versions, rows alike.
 
@@ -116,9 +120,12 @@ def fit_normaliser(
         versions: what to read.
         fields: full names of the observation fields, sorted.
         standardise: False lets observations in as they are.
+        pictures: fields that are for an encoder; nothing is fitted for them.
+        choices: how many discrete actions there are at least; there are more if the data hold a
+            larger one. None for actions that are arrays of numbers.
 
     Raises:
-        SpecMismatchError: if the version holds no episode.
+        SpecMismatchError: if the version holds no episode, or a discrete action below 0.
     """
     states, low, high = _Moments(), np.array(np.inf), np.array(-np.inf)
     for version in versions:
@@ -131,12 +138,23 @@ def fit_normaliser(
     mean, scale = states.mean, np.sqrt(states.variance) + EPSILON
     if not standardise:
         mean, scale = np.zeros_like(mean), np.ones_like(scale)
+    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
+    if choices is not None:
+        if low.min() < 0:
+            raise SpecMismatchError(
+                f"Expected discrete actions from 0 on, came {int(low.min())}; shift those of the "
+                f"data."
+            )
+        choices = max(choices, int(high.max()) + 1)
+        ones = np.ones(choices, np.float32)
+        return Normaliser(tuple(fields), mean, scale, ones, tuple(pictures), choices)
     peak = np.fmax(np.abs(low), np.abs(high))
     return Normaliser(
         tuple(fields),
-        mean.astype(np.float32),
-        scale.astype(np.float32),
+        mean,
+        scale,
         np.where(peak > 1, peak, 1).astype(np.float32),
+        tuple(pictures),
         action_range=np.stack([low, high]).astype(np.float32),
     )
 
