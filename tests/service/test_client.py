@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,34 @@ def test_a_full_buffer_is_told() -> None:
                 going.add(**STEP)
     with pytest.raises(PenstockError):
         client.close(5)
+
+
+def test_who_waits_when_a_client_is_closed_is_told() -> None:
+    """Nobody sends any more what is still kept, so nobody is left waiting for it."""
+    client = RolloutClient(NOBODY, retry_seconds=None)
+    kept = client.push_async(episode("kept"))
+    told: list[PenstockError] = []
+
+    def wait() -> None:
+        with pytest.raises(OutOfTimeError, match="was closed before") as caught:
+            client.push(episode("waits"))
+        told.append(caught.value)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    with client.episode("open") as going:
+        going.add(**STEP)
+        while len(client._all()[0].outbox.episodes) < 2:
+            time.sleep(0.01)
+        with pytest.raises(OutOfTimeError, match=r"acknowledged within 0\.05 s"):
+            client.close(0.05)
+        with pytest.raises(OutOfTimeError, match="was closed before"):
+            kept.result(30)
+        thread.join(30)
+        assert len(told) == 1
+        for call in (lambda: client.push(episode("late")), lambda: going.end(terminated=True)):
+            with pytest.raises(PenstockError):
+                call()
 
 
 def test_steps_that_are_none(tmp_path: Path) -> None:

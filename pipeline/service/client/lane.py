@@ -80,6 +80,8 @@ class Lane:
             except Exception as error:  # a fault of ours must not leave anybody waiting for ever
                 logger.exception("a lane failed")
                 self._fail_all(TransientError(f"The client met a fault of its own: {error}."))
+        gone = "Expected an open client until everything is acknowledged, it was closed before"
+        self.outbox.close(OutOfTimeError(f"{gone}; what was pushed may be there, push it again."))
 
     def _wait_for_work(self) -> bool:
         with self.outbox.changed:

@@ -127,6 +127,7 @@ class Outbox:
     def __init__(self, budget: Budget, failed: Callable[[PenstockError], None]) -> None:
         self.changed = threading.Condition()
         self.episodes: list[Outgoing] = []
+        self._closed: PenstockError | None = None
         self._budget = budget
         self._failed = failed
 
@@ -141,7 +142,7 @@ class Outbox:
 
         Raises:
             BusyError: see `Budget.take`.
-            PenstockError: what the episode failed with before.
+            PenstockError: what the episode failed with before, or why nothing is sent any more.
         """
         size = rows.nbytes
         self._budget.take(size, timeout)
@@ -150,6 +151,9 @@ class Outbox:
                 self._budget.free(size, was_ended=False)
                 error = one.future.exception(0) if one.future.done() else None
                 raise error or UsageError(f"Expected an open episode, {one.episode_id!r} is not.")
+            if self._closed is not None:
+                self._budget.free(size, was_ended=False)
+                raise self._closed
             if not one.batches:
                 self.episodes.append(one)
             one.batches.append(rows)
@@ -179,6 +183,14 @@ class Outbox:
         if isinstance(outcome, PenstockError) and not one.is_gone:
             self._failed(outcome)
         one.settle(outcome)
+
+    def close(self, why: PenstockError) -> None:
+        """Takes nothing more, and lets go of all that is kept: nobody is left waiting for it."""
+        with self.changed:
+            self._closed = why
+            kept = list(self.episodes)
+        for one in kept:
+            self.settle(one, why)
 
     def drop(self, one: Outgoing, why: PenstockError) -> None:
         """Lets go of an episode that its sender gave up, who knows of it."""
