@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -148,7 +149,7 @@ class Episode:
         found.update({f"extras/{name}": array for name, array in self.extras.items()})
         return found
 
-    @property
+    @cached_property
     def spec(self) -> DatasetSpec:
         """The spec this episode is of; extras are not in it."""
         return DatasetSpec(
