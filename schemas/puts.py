@@ -28,15 +28,16 @@ from schemas.arrow import (
     arrow_schema,
     episode_from_rows,
     layout_from_json,
-    rows_to_table,
     table_to_rows,
 )
 from schemas.document import Document
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, PutError, TooLargeError
-from schemas.packed import Packed, Video
+from schemas.packed import Packed
+from schemas.put_rows import Plan, flags_of
 from schemas.rollouts import EpisodeFacts, PutHeader, utc
-from schemas.rows import RowLayout, layout_of, to_rows
+from schemas.rows import RowLayout
+from schemas.sending import batch_of
 from schemas.spec import Encoding, FieldSpec
 
 PUT_BYTES = 1 << 20
@@ -90,20 +91,11 @@ def puts_of(
         EpisodeError: with code `bad_dtype`, for an episode with a video.
         PutError: if a fact is too long to be sent.
     """
-    for name, rows in episode.arrays.items():
-        if isinstance(rows, Video):
-            raise EpisodeError(
-                f"Expected arrays, pictures, texts or ragged rows to send, came a video in "
-                f"{name!r}; decode it, or append the episode to the store.",
-                code="bad_dtype",
-                where=episode.episode_id,
-            )
     facts = EpisodeFacts.of(episode)
-    layout = layout_of(episode)
-    (whole,) = rows_to_table(to_rows(episode), layout).combine_chunks().to_batches()
-    cuts = _cuts(episode, layout, put_bytes)
-    for number, (start, stop) in enumerate(itertools.pairwise(cuts)):
-        is_last = stop == cuts[-1]
+    pieces = cut_rows(episode, put_bytes)
+    start = 0
+    for number, rows in enumerate(pieces):
+        is_last = number == len(pieces) - 1
         header = PutHeader.of(
             producer=producer,
             epoch=epoch,
@@ -113,7 +105,25 @@ def puts_of(
             end=is_last,
             facts=facts if is_last else None,
         )
-        yield Put(header, whole.slice(start, stop - start))
+        yield Put(header, rows)
+        start += rows.num_rows
+
+
+def cut_rows(episode: Episode, put_bytes: int = PUT_BYTES) -> list[pa.RecordBatch]:
+    """Returns the T+1 rows of an episode in pieces that are as large as puts may be.
+
+    Args:
+        episode: without videos.
+        put_bytes: see `puts_of`.
+
+    Raises:
+        EpisodeError: with code `bad_dtype`, for an episode with a video.
+    """
+    whole, layout = batch_of(episode)
+    if not layout.has_packed and whole.num_rows * layout.plain_bytes <= put_bytes:
+        return [whole]
+    cuts = _cuts(episode, layout, put_bytes)
+    return [whole.slice(start, stop - start) for start, stop in itertools.pairwise(cuts)]
 
 
 def _cuts(episode: Episode, layout: RowLayout, put_bytes: int) -> list[int]:
@@ -209,6 +219,11 @@ def _layout(text: bytes) -> RowLayout:
     return layout_from_json(json.loads(text))
 
 
+@functools.lru_cache(maxsize=64)
+def _plan(text: bytes) -> Plan:
+    return Plan(_layout(text))
+
+
 def _fault(name: str, field: FieldSpec) -> str:
     root = name.partition("/")[0]
     if root not in ("observations", "actions", "rewards", "extras"):
@@ -282,24 +297,30 @@ def episode_of(
         EpisodeError: if the rows do not make an episode.
     """
     whole = batches[0] if len(batches) == 1 else pa.Table.from_batches(batches)
-    rows = table_to_rows(whole, layout.fields)
-    is_step = np.asarray(rows["valid"], bool)
-    is_seen = np.asarray(rows["observation_valid"], bool)
+    plan = _plan(batches[0].schema.metadata[LAYOUT_KEY]) if len(batches) == 1 else None
+    flags = flags_of(whole)
+    is_step, is_seen = flags["valid"], flags["observation_valid"]
     has_final = facts.final_observation == "present"
-    if is_step[-1] or not is_step[:-1].all():
+    steps = len(is_step) - 1
+    if is_step[-1] or np.count_nonzero(is_step) != steps:
         raise EpisodeError(
             "Expected every row but the last to be a step, came others; the last put of an "
             "episode ends with the row of the final observation.",
             code="flags_inconsistent",
             where=episode_id,
         )
-    if bool(is_seen[-1]) != has_final or not is_seen[:-1].all():
+    if bool(is_seen[-1]) != has_final or np.count_nonzero(is_seen) != steps + has_final:
         raise EpisodeError(
             f"Expected observations in every row, and in the last one as the facts say "
             f"({facts.final_observation}), came others.",
             code="flags_inconsistent",
             where=episode_id,
         )
+    if plan is not None:
+        made = plan.episode(episode_id, facts, batches[0], flags)
+        if made is not None:
+            return made
+    rows = table_to_rows(whole, layout.fields)
     stated = {name: getattr(facts, name) for name in EpisodeFacts.model_fields}
     collected_at = utc(facts.collected_at)
     stated["collected_at"] = collected_at.isoformat() if collected_at else None

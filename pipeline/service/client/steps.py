@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.service.client.outbox import Offset
-from schemas.arrow import rows_to_table
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, UsageError
-from schemas.rows import RowLayout, layout_of, to_rows
+from schemas.rows import RowLayout
+from schemas.sending import batch_of
 
 
 class Send(Protocol):
@@ -155,7 +155,7 @@ class EpisodeStream:
         )
 
     def _rows(self, chunk: Episode, count: int) -> pa.RecordBatch:
-        layout = layout_of(chunk)
+        batch, layout = batch_of(chunk)
         if self._layout is not None and layout != self._layout:
             raise EpisodeError(
                 f"Expected steps as the episode began with ({self._layout.spec}), came "
@@ -164,7 +164,6 @@ class EpisodeStream:
                 where=chunk.episode_id,
             )
         self._layout = layout
-        (batch,) = rows_to_table(to_rows(chunk), layout).combine_chunks().to_batches()
         return batch.slice(0, count)
 
 
