@@ -11,6 +11,11 @@ update, in the authors' order; Q' is the slow copy of the twin critics:
 Policy and critics depend on the new V but not on one another, so they share one backward pass. The
 discount comes with the batch: gamma where the episode goes on *or was cut off*, 0 where the task
 ended. Nothing here reads `truncated`.
+
+Of discrete actions the policy is a softmax, and critics read the action as a row of 0 and 1: no
+step asks for the values of all actions, so there are no heads for them. With pictures (as in DrQ),
+the critics' loss alone trains the encoder, Q' sees through a slow copy of it, and V and pi take its
+features as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +26,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from learners.base import Batch, Learner
+from learners.base import Batch, Learner, Transitions
+from learners.discrete import CategoricalPolicy, acted, categorical_log_prob
 from learners.losses import gaussian_log_prob, masked_mean
-from learners.networks import MLP, GaussianPolicy, mean_actions
+from learners.networks import MLP, GaussianPolicy
+from learners.normaliser import Normaliser
 from learners.optimiser import cosine_rate, descend, move_target
+from learners.pixels import PixelLearner, PixelSettings
 from learners.settings import LearnerSettings
 
 
-class IQLSettings(LearnerSettings):
+class IQLSettings(PixelSettings):
     """Hyperparameters of IQL; the defaults are the paper's for locomotion."""
 
     expectile: float = Field(default=0.7, gt=0, lt=1)
@@ -44,7 +52,7 @@ class IQLSettings(LearnerSettings):
     value_rate: float = Field(default=3e-4, gt=0)
     """Adam's rate for V."""
     critic_rate: float = Field(default=3e-4, gt=0)
-    """Adam's rate for the twin critics."""
+    """Adam's rate for the twin critics, and the encoder of pictures."""
     policy_rate: float = Field(default=3e-4, gt=0)
     """Adam's rate for the policy, before decay."""
     policy_decay: int = Field(default=0, ge=0)
@@ -87,44 +95,80 @@ def critic_loss(q_t: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(errors, mask.unsqueeze(-2)).sum(dim=-1)
 
 
-class IQL(Learner):
+class IQL(PixelLearner):
     """Implicit Q-learning."""
 
     name: ClassVar[str] = "iql"
     settings_kind: ClassVar[type[LearnerSettings]] = IQLSettings
     settings: IQLSettings
 
+    @classmethod
+    def for_actions(cls, _normaliser: Normaliser) -> type[Learner]:
+        """Returns this class: it learns actions of either kind."""
+        return cls
+
     def build(self, states: int, actions: int) -> None:
-        """Makes the policy, V, the twin critics and their slow copies."""
+        """Makes the policy, V, the twin critics, the encoder of pictures, and slow copies."""
         settings, agents = self.settings, self.agents
         hidden, initial = settings.hidden, agents.initial
-        policy = GaussianPolicy((states, *hidden, actions), initial, settings.dropout, agents.noise)
-        self.policy = agents.add("policy", policy)
+        states = self.add_encoder(states)
+        is_discrete = self.normaliser.choices is not None
+        kind = CategoricalPolicy if is_discrete else GaussianPolicy
+        policy = kind((states, *hidden, actions), initial, settings.dropout, agents.noise)
+        self.policy: CategoricalPolicy | GaussianPolicy = agents.add("policy", policy)
         self.value = agents.add("value", MLP((states, *hidden, 1), initial))
         critics = MLP((states + actions, *hidden, 1), initial, members=2)
         self.critics = agents.add("critics", critics)
         self.targets = agents.target("targets", "critics")
         self.value_adam = agents.adam("value_adam", value=settings.value_rate)
-        self.adam = agents.adam("adam", policy=settings.policy_rate, critics=settings.critic_rate)
+        rates = {"policy": settings.policy_rate, "critics": settings.critic_rate}
+        if self.encoder is not None:
+            self.slow_encoder = agents.target("slow_encoder", "encoder")
+            rates["encoder"] = settings.critic_rate
+        self.adam = agents.adam("adam", **rates)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Takes one gradient step on each network."""
-        settings, agents, b = self.settings, self.agents, self.transitions(batch)
+        if self.encoder is not None:
+            return self._update_from_pixels(batch)
+        b = self.transitions(batch)
+        return self._update(b, b.s_t, b.s_t)
+
+    def _update_from_pixels(self, batch: Batch) -> dict[str, Tensor]:
+        now, then = self.seen(batch["observations"]), self.seen(batch["next_observations"])
+        b = self.pixel_transitions(batch, now, then)
+        with torch.no_grad():
+            slow = self.encoded(now, self.slow_encoder)
+        found = self._update(b, b.s_t.detach(), slow)
+        flat = self.agents.flat
+        move_target(flat["slow_encoder"], flat["encoder"], self.settings.tau)
+        return found
+
+    def _update(self, b: Transitions, held: Tensor, slow: Tensor) -> dict[str, Tensor]:
+        """Takes one gradient step on each network.
+
+        Args:
+            b: transitions; gradients of critics go on through their states, if those have any.
+            held: the same states, for V and the policy.
+            slow: the same, for the slow copies.
+        """
+        settings, agents = self.settings, self.agents
         rewards = b.rewards * settings.reward_scale + settings.reward_shift
-        pairs = torch.cat([b.s_t, b.a_t], dim=-1)  # (K, B, O + A)
+        pairs = slow_pairs = torch.cat([b.s_t, b.a_t], dim=-1)  # (K, B, O + A)
+        if slow is not b.s_t:
+            slow_pairs = torch.cat([slow, b.a_t], dim=-1)
 
         with torch.no_grad():
-            q_target = self.targets(pairs).squeeze(-1).amin(dim=1)  # (K, B)
-        errors = q_target - self._values(b.s_t)
+            q_target = self.targets(slow_pairs).squeeze(-1).amin(dim=1)  # (K, B)
+        errors = q_target - self._values(held)
         value = descend(self.value_adam, expectile_loss(errors, settings.expectile, b.mask))
         with torch.no_grad():
-            both = torch.cat([b.s_t, b.s_tp1], dim=1)
+            both = torch.cat([held, b.s_tp1], dim=1)
             v_t, v_tp1 = self._values(both).chunk(2, dim=1)
             weights = advantage_weights(q_target - v_t, settings.temperature, settings.weight_limit)
             targets = critic_targets(rewards, b.discounts, v_tp1)
 
-        means, log_std = self.policy(b.s_t)
-        actor = policy_loss(gaussian_log_prob(b.a_t, means, log_std), weights, b.mask)
+        actor = policy_loss(self._log_probs(held, b.a_t), weights, b.mask)
         critic = critic_loss(self.critics(pairs).squeeze(-1), targets, b.mask)
         self._decay_policy_rate()
         descend(self.adam, actor + critic)
@@ -139,13 +183,22 @@ class IQL(Learner):
         }
 
     def greedy(self, states: Tensor) -> Tensor:
-        """Returns the mean actions."""
-        return mean_actions(self.policy, states)
+        """Returns the mean actions, or a score of each discrete one."""
+        return acted(self.policy, states)
 
     @torch.no_grad()
     def spread(self, agent: int = 0) -> Tensor:
         """Returns the policy's standard deviation (A,), in the environment's units."""
+        if not isinstance(self.policy, GaussianPolicy):
+            return super().spread(agent)
         return self.scaler.from_unit(self.policy.std()[agent]).cpu()
+
+    def _log_probs(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Log pi(a|s) (K, B)."""
+        if not isinstance(self.policy, GaussianPolicy):
+            return categorical_log_prob(actions, self.policy(states))
+        means, log_std = self.policy(states)
+        return gaussian_log_prob(actions, means, log_std)
 
     def _values(self, states: Tensor) -> Tensor:
         values: Tensor = self.value(states)[:, 0].squeeze(-1)
