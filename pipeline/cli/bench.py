@@ -16,8 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="stream, store, ingest or service")] = "stream",
-    rows: Annotated[int | None, typer.Option("--rows", min=1_000, help="1,000,000.")] = None,
+    what: Annotated[
+        str, typer.Argument(help="stream, store, ingest, measure or service")
+    ] = "stream",
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1_000, help="1,000,000; of measure 100,000.")
+    ] = None,
     commits: Annotated[int, typer.Option("--commits", min=10, help="Of the store.")] = 1_000,
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, help="Of stream (8) and ingest (3).")
@@ -61,6 +65,10 @@ def bench(
         from pipeline.jobs.bench import bench_ingest
 
         result = bench_ingest(rows=rows or 1_000_000, rounds=rounds or 3, datasets=formats or ())
+    elif what == "measure":
+        from pipeline.jobs.bench_measure import bench_measure
+
+        result = bench_measure(rows or 100_000, say=note)
     elif what == "service":
         from pipeline.service.bench import ServiceBench, bench_service
         from pipeline.service.extra import check_installed
@@ -74,7 +82,7 @@ def bench(
             note("a kill -9, and Reverb")
             result |= {"kill_9": killed(), "reverb": reverb(quickly.seconds)}
     else:
-        known = ("stream", "store", "ingest", "service")
+        known = ("stream", "store", "ingest", "measure", "service")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
     if json:
         emit(result)
@@ -82,7 +90,7 @@ def bench(
         _show_device(result)
     else:
         shows = {"stream": show_stream, "store": _show_store, "ingest": _show_ingest}
-        {**shows, "service": _show_service}[what](result)
+        {**shows, "measure": _show_measure, "service": _show_service}[what](result)
 
 
 def _stream(
@@ -144,6 +152,14 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _show_store(result: dict[str, Any]) -> None:
     table(("what", "value"), [*result.items()])
+
+
+def _show_measure(result: dict[str, Any]) -> None:
+    say(f"{result['rows']:,} steps")
+    cases = [(one["name"], one["cpu_seconds"], f"{one['per_second']:,}") for one in result["cases"]]
+    table(("metrics", "CPU s", "steps per CPU s"), cases)
+    divergence = result["divergence"]
+    say(f"action_divergence {divergence['found']:.4f}, in truth {divergence['true']:.4f}")
 
 
 def _show_service(result: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app
 from pipeline.jobs.bench import OURS, READING, bench_ingest
+from pipeline.jobs.bench_measure import ALL, MORE
+from pipeline.quality.registry import METRICS
 from schemas.errors import UsageError
 
 
@@ -44,3 +46,14 @@ def test_the_command_prints_json() -> None:
 def test_a_format_that_is_not_measured_is_refused() -> None:
     with pytest.raises(UsageError, match="came 'csv'"):
         bench_ingest(datasets=("csv",))
+
+
+def test_what_measuring_costs_is_told_of_every_metric_beside_a_known_truth() -> None:
+    told = CliRunner().invoke(app, ["bench", "measure", "--rows", "10000", "--json"])
+    assert told.exit_code == 0, told.output
+    report = json.loads(told.stdout)
+    assert report["rows"] == 10_000
+    assert [case["name"] for case in report["cases"]] == [ALL, MORE, *METRICS]
+    assert all(case["per_second"] > 0 for case in report["cases"])
+    divergence = report["divergence"]
+    assert divergence["found"] == pytest.approx(divergence["true"], rel=0.1)
