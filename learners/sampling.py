@@ -93,7 +93,11 @@ def rows_of(batches: Iterator[Batch], needs: StreamNeeds) -> Iterator[Batch]:
 
 def as_rows(batch: Batch) -> Batch:
     """Lays the steps of windows out as rows; padded ones have mask 0."""
-    return {name: _merged(batch[name]) for name in STEPWISE if name in batch}
+    rows = {name: _merged(batch[name]) for name in STEPWISE if name in batch}
+    if "is_demonstration" in batch:  # said of whole windows
+        steps = batch["mask"].shape[1]
+        rows["is_demonstration"] = batch["is_demonstration"].repeat_interleave(steps)
+    return rows
 
 
 def _merged(value: Any) -> Any:

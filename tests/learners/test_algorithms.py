@@ -36,6 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cal_ql": {"policy_hidden": (8,), "samples": 2, "failed_reward": 0.0},
     "rlpd": {"updates": 2, "members": 3},
     "dt": {"target_return": 5.0, "context": 3, "longest": 20, "width": 8, "blocks": 1},
+    "cqn": {"levels": 2, "bins": 3, "atoms": 11},
+    "arsq": {"levels": 2, "bins": 3},
 }
 
 

@@ -39,6 +39,8 @@ NORMALISER = Normaliser(
         ("cql", {"samples": 2, "lagrange": 1.0}),
         ("cal_ql", {"samples": 2}),
         ("rlpd", {"updates": 2}),
+        ("cqn", {"levels": 2, "atoms": 11}),
+        ("arsq", {}),
         ("dt", {"target_return": 9.0, "width": 8, "blocks": 1, "longest": 20, "dropout": 0.3}),
     ],
 )

@@ -1,0 +1,128 @@
+"""What the learners that choose actions from coarse to fine share: settings, cells, rows marked.
+
+Rows of demonstrations are marked by the stream (`is_demonstration`), by the source that a row was
+drawn from: all offline sources are demonstrations, or the first few; rollouts are none, unless
+those that succeeded join them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from learners.base import Batch, Learner
+from learners.codec import MOST_CELLS, Codec
+from learners.normaliser import Normaliser
+from learners.settings import LearnerSettings, StreamNeeds
+from schemas.errors import ConfigError
+
+WIDEST = 1 << 24
+"""Parameters of the last layer, for each dim: a policy's file must not ask for any memory."""
+NARROW = 1e-3
+"""Half the range of a dim in which the data never move, or that part of where they are."""
+
+Numbers = float | tuple[float, ...]
+
+
+class GridSettings(LearnerSettings):
+    """Hyperparameters that all of them have."""
+
+    levels: int = Field(default=3, ge=1, le=16)
+    """How often a part of the range of actions is cut again; 1 for discrete actions."""
+    bins: int = Field(default=5, ge=2, le=4096)
+    """Parts of each cut; discrete actions have one each."""
+    action_low: Numbers | None = None
+    """Where the range of actions begins, in their units, for all dims or each; None: the data's."""
+    action_high: Numbers | None = None
+    """Where it ends."""
+    demonstrations: int | None = Field(default=None, ge=1)
+    """How many of the sources of data are demonstrations, the first ones; None: all of them."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this."""
+    reward_shift: float = 0.0
+    """Then this is added."""
+
+    @model_validator(mode="after")
+    def _cells_can_be_told_apart(self) -> GridSettings:
+        if self.bins**self.levels > MOST_CELLS:
+            raise ValueError(f"{self.bins}^{self.levels} cells are more than {MOST_CELLS}")
+        if self.last_layer > WIDEST:
+            raise ValueError(f"a last layer of {self.last_layer} numbers per dim is too large")
+        return self
+
+    @property
+    def last_layer(self) -> int:
+        """Parameters of the last layer for each dim."""
+        return self.bins * self.levels
+
+
+class GridLearner(Learner):
+    """A learner whose actions are cells of a `Codec`."""
+
+    settings: GridSettings
+
+    @classmethod
+    def needs(cls, settings: Any) -> StreamNeeds:
+        """Says which sources are demonstrations."""
+        return StreamNeeds(demonstrations=settings.demonstrations)
+
+    def build(self, states: int, actions: int) -> None:
+        """Makes the cells and the networks."""
+        self.codec = codec_of(self.settings, self.normaliser, self.scaler.device)
+        self.make(states)
+
+    @abstractmethod
+    def make(self, states: int) -> None:
+        """Makes networks and optimisers for features of so many numbers."""
+
+    def cells(self, actions: Tensor) -> Tensor:
+        """Returns the cells of actions on the unit box, (K, B, A) to (K, B, D) int64."""
+        return self.codec.cell(actions)
+
+    def rewards(self, rewards: Tensor) -> Tensor:
+        """Returns rewards as they are learned from."""
+        return rewards * self.settings.reward_scale + self.settings.reward_shift
+
+    def demonstrated(self, batch: Batch) -> Tensor:
+        """Returns 1 where a row is of a demonstration, (K, B) float32.
+
+        A stream of one source does not say so: all of it is.
+        """
+        flags = batch.get("is_demonstration")
+        if flags is None:
+            flags = torch.ones_like(batch["mask"])
+        return self.agents.split(torch.as_tensor(flags).to(self.scaler.device, torch.float32))
+
+
+def codec_of(settings: GridSettings, normaliser: Normaliser, device: str) -> Codec:
+    """Returns the cells of a learner's actions, on the unit box of its normaliser.
+
+    Raises:
+        ConfigError: if the range that was set is none.
+    """
+    low = _one_each(settings.action_low, normaliser.action_low, "action_low")
+    high = _one_each(settings.action_high, normaliser.action_high, "action_high")
+    is_free = settings.action_low is None and settings.action_high is None
+    half = np.where((low == high) & is_free, NARROW * np.maximum(np.abs(low), 1.0), 0.0)
+    scale = normaliser.action_scale.astype(np.float64)
+    ends = [torch.as_tensor(end / scale, device=device) for end in (low - half, high + half)]
+    return Codec(settings.levels, settings.bins, ends[0], ends[1])
+
+
+def _one_each(given: Numbers | None, of_data: np.ndarray, name: str) -> np.ndarray:
+    """One number per dim, float64."""
+    found = of_data.astype(np.float64)
+    if given is None:
+        return found
+    asked = np.atleast_1d(np.asarray(given, np.float64))
+    if len(asked) not in (1, len(found)):
+        raise ConfigError(
+            f"Expected {name} as one number, or one for each of {len(found)} dims, came {given}.",
+            where=name,
+        )
+    return np.broadcast_to(asked, found.shape)
