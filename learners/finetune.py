@@ -38,6 +38,7 @@ from learners.data import (
     run_name,
 )
 from learners.evaluate import evaluate
+from learners.regret import Tally, tally_of
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.run import (
     Progress,
@@ -47,6 +48,7 @@ from learners.run import (
     as_numbers,
     check_same,
     evaluation_row,
+    regret_row,
     silent,
     threads,
     write_config,
@@ -130,6 +132,8 @@ class FinetuneConfig(Settings):
     """Environment steps between evaluations; 0 judges the last policy only."""
     evaluate_episodes: int = Field(default=10, gt=0)
     """Episodes of one evaluation."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard beside the tables."""
     resume: bool = False
     """Go on from the last round, if there is one."""
 
@@ -149,6 +153,8 @@ class _Run:
     """Updates in all, the offline ones included."""
     first_step: int
     """Updates of the offline run."""
+    tally: Tally
+    """Its training episodes."""
     env_steps: int = 0
     episodes: int = 0
     growing: Growing | None = None
@@ -181,7 +187,12 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
             with timer:
                 losses = _learn(run, config)
             is_last = run.env_steps >= config.env_steps
-            values = {"env_steps": run.env_steps, "rollout_return": returns, **losses}
+            values = {
+                "env_steps": run.env_steps,
+                "rollout_return": returns,
+                **regret_row(run.tally.regret()),
+                **losses,
+            }
             if losses or is_last:
                 metrics.add(run.step, values)
             report(Progress("finetune", run.env_steps, config.env_steps, values))
@@ -191,7 +202,8 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
             save_checkpoint(folder, _checkpoint(run, config))
         data = (*run.offline, Pinned(run.store.url, _grown(run).online.id))
         rate = timer.rate(run.step - first)
-        return RunResult(str(folder), run.learner.name, run.step, rate, data, evaluation)
+        name, regret = run.learner.name, run.tally.regret()
+        return RunResult(str(folder), name, run.step, rate, data, evaluation, regret)
 
 
 def out_folder(config: FinetuneConfig) -> Path:
@@ -219,6 +231,7 @@ def _play(run: _Run, config: FinetuneConfig) -> float:
     _grow(run, config, run.store.append(played, message, branch=run.branch))
     run.episodes += len(played)
     run.env_steps += sum(episode.length for episode in played)
+    run.tally.add((episode.episode_return, episode.success) for episode in played)
     return float(np.mean([episode.episode_return for episode in played]))
 
 
@@ -355,6 +368,7 @@ def _resume(config: FinetuneConfig, folder: Path) -> _Run:
         run.batches.load_state_dict(document["stream"])
     if document["online"] is not None:
         online = run.store.version(document["online"])
+        run.tally = tally_of(online, config.environment, "episode_id", f"{run.id}/")
         successes = succeeded(online, run.branch) if config.join_successes else None
         run.growing = Growing(online, config.offline_fraction, config.join_successes, successes)
     return run
@@ -382,6 +396,7 @@ def _open(
         branch=config.branch or f"rollouts-{run_id[:8]}",
         step=first,
         first_step=first,
+        tally=Tally(config.environment),
     )
 
 

@@ -32,6 +32,7 @@ from learners.online_run import (
 )
 from learners.policy import encode_policy
 from learners.pulse import Pulse
+from learners.regret import Regret, tally_of
 from learners.replay import Replayed
 from learners.run import (
     Progress,
@@ -40,6 +41,7 @@ from learners.run import (
     Timer,
     as_numbers,
     evaluation_row,
+    regret_row,
     silent,
     threads,
     write_config,
@@ -99,7 +101,8 @@ def learn_online(
     assert run.batches is not None
     read = run.batches.members[len(run.offline)][0]
     data = (*run.offline, Pinned(run.source.store.url, read.id))
-    return RunResult(str(folder), run.learner.name, run.step, rate, data, evaluation)
+    name, regret = run.learner.name, _regret(run, config)
+    return RunResult(str(folder), name, run.step, rate, data, evaluation, regret)
 
 
 def _learn(
@@ -130,7 +133,8 @@ def _learn(
         if is_last or run.taken % config.publish_every == 0:
             _publish(run)
         if is_last or run.taken % config.log_every == 0:
-            values = {**_figures(run, limiter), **as_numbers(losses)}
+            regret = regret_row(_regret(run, config))
+            values = {**_figures(run, limiter), **regret, **as_numbers(losses)}
             metrics.add(run.step, values)
             report(Progress("finetune", limiter.known, config.env_steps, values))
         if is_last or run.taken % config.checkpoint_every == 0:
@@ -170,6 +174,14 @@ def _figures(run: OnlineRun, limiter: Limiter) -> dict[str, float]:
         "samples_per_insert": run.samples / limiter.known if limiter.known else 0.0,
         "waited_seconds": round(limiter.waited, 3),
     }
+
+
+def _regret(run: OnlineRun, config: OnlineConfig) -> Regret | None:
+    """Of all rollouts that came so far, whether they were fresh enough to be drawn or not."""
+    found = run.source.look()
+    if found is None:
+        return None
+    return tally_of(found.head, config.environment, "policy_version", f"{run.name}:").regret()
 
 
 def _follow(run: OnlineRun, config: OnlineConfig, pulse: Pulse) -> None:

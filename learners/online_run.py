@@ -98,6 +98,8 @@ class OnlineConfig(Settings):
     """Updates between rows of `metrics.csv`."""
     log_rows: bool = False
     """Keep in `rows.csv` which rows each batch had."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard beside the tables."""
     evaluate_episodes: int = Field(default=10, gt=0)
     """Episodes of the evaluation at the end."""
     resume: bool = False

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learners.boards import FOLDER
 from learners.data import Pinned
 from learners.evaluate import Evaluation
 from learners.files import write_whole
+from learners.regret import Regret
 from learners.sampling import order_of
 from schemas.errors import ConfigError
 
@@ -55,6 +57,8 @@ class RunResult:
     """The versions it read."""
     evaluation: Evaluation | None = None
     """Of the last policy, where the run evaluates."""
+    regret: Regret | None = None
+    """Of the training episodes, where the run plays."""
 
 
 class Timer:
@@ -100,12 +104,23 @@ def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
         "high": high,
         "normalized_score": evaluation.normalized_score,
         "episodes": len(evaluation.returns),
+        "success": evaluation.success,
     }
 
 
+def regret_row(regret: Regret | None) -> dict[str, float]:
+    """Columns of a row of metrics."""
+    return {} if regret is None else {"regret": regret.value}
+
+
 def write_config(folder: Path, document: Mapping[str, Any]) -> None:
-    """Writes what a run is, for people: the checkpoint holds the same for machines."""
+    """Writes what a run is, for people: the checkpoint holds the same for machines.
+
+    Its tables go to TensorBoard, too, if its configuration says so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if document["config"].get("tensorboard"):
+        (folder / FOLDER).mkdir(exist_ok=True)
     kept = {name: document[name] for name in ("kind", "run", "config", "data")}
     write_whole(folder / "run.json", (json.dumps(kept, indent=2) + "\n").encode())
 
