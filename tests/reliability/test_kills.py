@@ -66,6 +66,15 @@ class Worker:
         for what, number in drained(self.told):
             self.acknowledged[what].add(number)
 
+    def wait_for_one(self) -> None:
+        """Waits until it says that a batch is in that it had not said before."""
+        assert self.told is not None
+        known = len(self.acknowledged["batch"])
+        while len(self.acknowledged["batch"]) == known:
+            assert self.told.poll(60), "a writer writes nothing"
+            what, number = self.told.recv()
+            self.acknowledged[what].add(number)
+
 
 def drained(told: Connection) -> Iterator[tuple[str, int]]:
     try:
@@ -83,10 +92,13 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, forkserver: ForkServerCont
     open_store(root, create=True).append(killed.batch(0))
     works = (killed.write, killed.write, killed.maintain)
     workers = [Worker(forkserver, root, work) for work in works]
+    writers = workers[:2]
     for worker in workers:
         worker.start()
     for number in range(KILLS):
         time.sleep(rng.uniform(0.02, size(250, 120) / 1000))
+        if number % 5 == 0:
+            rng.choice(writers).wait_for_one()
         worker = rng.choice(workers)
         worker.kill()
         if number % 50 == 49:
