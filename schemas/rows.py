@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -60,12 +60,19 @@ class RowLayout:
 
 def layout_of(episode: Episode) -> RowLayout:
     """Returns the row layout of one episode."""
+    if not episode.extras:
+        return _plain_layout(episode.spec)
     extras = {f"extras/{name}": array for name, array in episode.extras.items()}
     return RowLayout(
         spec=episode.spec,
         extras={name: spec_of(array) for name, array in extras.items()},
         full_extras=frozenset(n for n, a in extras.items() if len(a) == episode.length + 1),
     )
+
+
+@lru_cache(maxsize=64)
+def _plain_layout(spec: DatasetSpec) -> RowLayout:
+    return RowLayout(spec, {}, frozenset())
 
 
 def to_rows(episode: Episode) -> dict[str, Rows]:

@@ -93,13 +93,28 @@ class EpisodeRow:
 
     def placed(self, block: str, row: int) -> EpisodeRow:
         """Returns the row with the place of its arrays."""
-        return replace(self, block=block, row=row)
+        return EpisodeRow(self.facts, self.columns, self.labels, block, row)
 
 
 def episode_row(
-    episode: Episode, *, spec: str = "default", block: str = "", row: int = 0
+    episode: Episode,
+    *,
+    spec: str = "default",
+    block: str = "",
+    row: int = 0,
+    content: str | None = None,
+    source_key: str | None = None,
 ) -> EpisodeRow:
-    """Returns the row of one episode; digests its content."""
+    """Returns the row of one episode.
+
+    Args:
+        episode: which.
+        spec: the spec that it joins.
+        block: id of the block that holds its arrays.
+        row: first of its rows there.
+        content: digest of its content, if it is known; otherwise it is worked out.
+        source_key: where it came from, if it does not say so itself.
+    """
     facts = {
         "episode_id": episode.episode_id,
         "source": episode.source,
@@ -116,8 +131,8 @@ def episode_row(
         "collected_at": episode.collected_at,
         "seed": episode.seed,
         "fps": episode.fps,
-        "digest": digest(episode),
-        "source_key": episode.source_key,
+        "digest": content or digest(episode),
+        "source_key": source_key if episode.source_key is None else episode.source_key,
         "spec": spec,
     }
     return EpisodeRow(facts, episode.columns, episode.labels, block, row)

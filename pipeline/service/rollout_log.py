@@ -30,13 +30,12 @@ from pipeline.service.group_commit import Written
 from pipeline.service.intake import Hooks, Intake, IntakeConfig, Taken
 from pipeline.service.reading import read_ended
 from pipeline.service.recover import recover
-from pipeline.service.seal import Sealed, Sealing, unreadable
+from pipeline.service.seal import Offer, Sealed, Sealing, unreadable
 from pipeline.service.sealer import Sealer
 from pipeline.service.segments import Segments
 from pipeline.service.tail import Pins, Tail
 from pipeline.store.append import Refusal
 from pipeline.store.store import Store
-from schemas.episode import Episode
 from schemas.errors import DiskFullError, EpisodeError, OutOfTimeError
 from schemas.puts import Put
 from schemas.rollouts import PutHeader
@@ -241,10 +240,10 @@ class RolloutLog:
             first = next(iter(self._intake.episodes.ended.values()), None)
             return (first.offset if first else self._intake.group.durable) - 1
 
-    def _offered(self, waiting: Iterable[Ended]) -> Iterator[Episode | Refusal]:
+    def _offered(self, waiting: Iterable[Ended]) -> Iterator[Offer | Refusal]:
         for ended in waiting:
             try:
-                yield read_ended(ended, self._segments)
+                yield Offer(read_ended(ended, self._segments), ended.digest)
             except EpisodeError as error:
                 yield unreadable(self.server, ended.episode_id, error)
 

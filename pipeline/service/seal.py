@@ -14,19 +14,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pipeline.steps.validate import fault_of
 from pipeline.store import derive, ids, layout
 from pipeline.store.append import Refusal, commit_batch, write_new
 from pipeline.store.ids import Seen
-from pipeline.store.joining import cast_to_fit
+from pipeline.store.joining import REMEMBERED, CastToFit
 from pipeline.store.specs import join
 from pipeline.store.store import Store
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, NameTakenError, SpecMismatchError
 from schemas.identity import digest
+from schemas.spec import DatasetSpec
 from schemas.table import EpisodeRow, episode_row
-from schemas.version import Commit, SourceState, State, VersionRef, dataset_spec
+from schemas.version import Commit, SourceState, State, VersionRef
 
 ATTEMPTS = 3
 """How often a seal is tried when other writers change the branch's specs meanwhile."""
@@ -46,7 +48,15 @@ class Sealed:
     quarantined: int
 
 
-Offered = Callable[[], Iterable[Episode | Refusal]]
+class Offer(NamedTuple):
+    """An episode that is to come into a version."""
+
+    episode: Episode
+    content: str | None
+    """Digest of its content, if it is known."""
+
+
+Offered = Callable[[], Iterable[Offer | Refusal]]
 """Yields episodes in the order of their ends; called again for another try."""
 
 
@@ -77,8 +87,7 @@ class Sealing:
 
     def seen(self, episode_id: str, content: str) -> Seen:
         """Says whether the branch, as of the last seal, knows an id, and with which digest."""
-        verdict = ids.classify(self._known, ids.keys([(episode_id, content)]))[0]
-        return Seen(int(verdict))
+        return ids.seen_one(self._known, episode_id, content)
 
     @property
     def needs_first(self) -> bool:
@@ -92,7 +101,7 @@ class Sealing:
             SpecMismatchError: if it does not; it would be quarantined.
         """
         try:
-            _Sorting(self._state, self._new_spec, "").join(episode)
+            self._fitting.join(episode, remember=False)
         except NameTakenError as error:
             raise SpecMismatchError(error.message, where=episode.episode_id) from None
 
@@ -128,6 +137,7 @@ class Sealing:
 
     def _remember(self, head: Commit | None, state: State) -> None:
         self._state = state
+        self._fitting = _Fitting(state, self._new_spec)
         self._known = [self._catalog.id_index(file) for file in state.known]
         self.version = head.ref if head else None
         """The branch's version as of the last seal."""
@@ -162,9 +172,7 @@ class _Sorting:
     """Tells episodes that fit a state from those that must not enter it."""
 
     def __init__(self, state: State, new_spec: str | None, server: str) -> None:
-        self._state = state
-        self._specs = {name: dataset_spec(one) for name, one in state.specs.items()}
-        self._new_spec = new_spec
+        self._fitting = _Fitting(state, new_spec)
         self._server = server
         self.refusals: list[Refusal] = []
 
@@ -174,35 +182,57 @@ class _Sorting:
             if isinstance(came, Refusal):
                 self.refusals.append(came)
                 continue
-            fault = fault_of(came)
+            episode = came.episode
+            fault = fault_of(episode)
             if fault is not None:
-                self._refuse(came, fault.code, fault.message)
+                self._refuse(episode, fault.code, fault.message)
                 continue
             try:
-                self.join(came)
+                self._fitting.join(episode)
             except (SpecMismatchError, NameTakenError) as error:
-                self._refuse(came, "spec_mismatch", error.message)
+                self._refuse(episode, "spec_mismatch", error.message)
                 continue
-            row = episode_row(came)
-            if came.source_key is None:
-                key = _key(self._server, came.episode_id)
-                row = replace(row, facts={**row.facts, "source_key": key})
-            yield came, row
+            key = _key(self._server, episode.episode_id)
+            yield episode, episode_row(episode, content=came.content, source_key=key)
 
     def _refuse(self, episode: Episode, code: str, message: str) -> None:
         key = episode.source_key or _key(self._server, episode.episode_id)
         self.refusals.append(refusal(episode.replace(source_key=key), code, message))
 
-    def join(self, episode: Episode) -> None:
-        """Notes the spec that an episode joins.
+
+class _Fitting:
+    """The specs of a branch, and which episodes fit them."""
+
+    def __init__(self, state: State, new_spec: str | None) -> None:
+        self._cast = CastToFit(state, "rollouts")
+        self._specs = dict(self._cast.specs)
+        self._new_spec = new_spec
+        self._fitting: dict[int, DatasetSpec] = {}
+        """Specs that one of the branch's holds already, by their identity; of rollouts."""
+
+    def join(self, episode: Episode, *, remember: bool = True) -> None:
+        """Makes sure that there is a spec for an episode.
+
+        Args:
+            episode: which.
+            remember: whether the episodes after it find that spec as it is then.
 
         Raises:
             SpecMismatchError, NameTakenError: if there is none for it.
         """
-        fits = cast_to_fit(episode, state=self._state, casting="rollouts")
+        spec = episode.spec
+        if id(spec) in self._fitting:
+            return
+        fits = self._cast(episode)
         new = self._new_spec if self._specs else None
         name, joined = join(self._specs, fits.spec, new, episode.episode_id)
-        self._specs[name] = joined
+        if fits is episode and self._specs.get(name) is joined:
+            if len(self._fitting) >= REMEMBERED:
+                self._fitting.clear()
+            self._fitting[id(spec)] = spec
+        elif remember:
+            self._specs[name] = joined
+            self._fitting.clear()
 
 
 def refusal(episode: Episode, code: str, message: str) -> Refusal:

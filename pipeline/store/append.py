@@ -9,7 +9,6 @@ racing writers of the same ids store each once, and a re-run adds nothing.
 from __future__ import annotations
 
 import datetime as dt
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ import pyarrow as pa
 from pipeline.store import blocks, ids, layout
 from pipeline.store.catalog import Catalog, parquet_bytes
 from pipeline.store.commit import Draft
-from pipeline.store.joining import Casting, Joining, cast_to_fit
+from pipeline.store.joining import Casting, CastToFit, Joining
 from pipeline.store.known import Known, OnChange, Sorted
 from pipeline.store.replace import replaced
 from pipeline.store.writer import WrittenBlock, rows_in_order, write_blocks
@@ -125,7 +124,7 @@ def write_new(
             if is_wanted:
                 yield episode, row
 
-    cast = functools.partial(cast_to_fit, state=state, casting=casting)
+    cast = CastToFit(state, casting)
     written = tuple(write_blocks(catalog.objects, wanted(), cast=cast))
     placed = iter(rows_in_order(written))
     return Batch(written, [next(placed) if is_wanted else row for row, is_wanted in offered])

@@ -41,8 +41,11 @@ def encode(pairs: np.ndarray) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Inverse of `encode`: (n, 2) uint64, sorted by id hash."""
-    return np.frombuffer(data, "<u8").reshape(-1, 2)
+    """Inverse of `encode`: (n, 2) uint64, sorted by id hash.
+
+    Each of the two columns lies in one piece: a search in one that does not would copy it first.
+    """
+    return np.asfortranarray(np.frombuffer(data, "<u8").reshape(-1, 2))
 
 
 def classify(indexes: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
@@ -63,6 +66,22 @@ def classify(indexes: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
             known = (index[first[at] : last[at], 1] == pairs[at, 1]).any()
             seen[at] = Seen.KNOWN if known or seen[at] == Seen.KNOWN else Seen.OTHER
     return seen
+
+
+def seen_one(indexes: Sequence[np.ndarray], episode_id: str, digest: str) -> Seen:
+    """Says of one episode what `classify` would say of it; for one, it is much faster."""
+    name, content = np.uint64(hash64(episode_id)), np.uint64(int(digest[:16], 16))
+    found = Seen.NEW
+    for index in indexes:
+        hashes = index[:, 0]
+        first = hashes.searchsorted(name)
+        if first == len(hashes) or hashes[first] != name:
+            continue
+        last = hashes.searchsorted(name, "right")
+        if (index[first:last, 1] == content).any():
+            return Seen.KNOWN
+        found = Seen.OTHER
+    return found
 
 
 def has_others(indexes: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:

@@ -22,6 +22,8 @@ from schemas.version import Block, State, dataset_spec
 
 Casting = Literal["none", "rollouts", "all"]
 """Which episodes may be cast to fit a spec of equal names and shapes."""
+REMEMBERED = 256
+"""Of so many specs it is known at a time that they fit."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,31 @@ def cast_to_fit(episode: Episode, *, state: State, casting: Casting) -> Episode:
         return episode
     target = cast_target(_specs(state), episode.spec)
     return cast_episode(episode, target) if target else episode
+
+
+class CastToFit:
+    """`cast_to_fit` for the many episodes that are offered to one state of a branch."""
+
+    def __init__(self, state: State, casting: Casting) -> None:
+        self.specs = _specs(state)
+        self._casting = casting
+        self._fitting: dict[int, DatasetSpec] = {}
+        """Specs that are not cast, by their identity: most episodes share theirs."""
+
+    def __call__(self, episode: Episode) -> Episode:
+        """Returns an episode as the branch would take it."""
+        spec = episode.spec
+        if self._casting == "none" or id(spec) in self._fitting:
+            return episode
+        if self._casting == "rollouts" and episode.kind != "rollout":
+            return episode
+        target = cast_target(self.specs, spec)
+        if target is not None:
+            return cast_episode(episode, target)
+        if len(self._fitting) >= REMEMBERED:
+            self._fitting.clear()
+        self._fitting[id(spec)] = spec
+        return episode
 
 
 class Joining:

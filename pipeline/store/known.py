@@ -65,10 +65,10 @@ class Known:
         """True if an episode would come in, so that its rows must be written."""
         if not self._indexes:
             return True
+        seen = ids.seen_one(self._indexes, episode_id, digest)
+        if seen is not ids.Seen.KNOWN:
+            return seen is ids.Seen.NEW or self._replaces
         pair = ids.keys([(episode_id, digest)])
-        seen = ids.classify(self._indexes, pair)[0]
-        if seen != ids.Seen.KNOWN:
-            return bool(seen == ids.Seen.NEW) or self._replaces
         if not self._replaces or not ids.has_others(self._indexes, pair)[0]:
             return False
         if self._digests is None:
