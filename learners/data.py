@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from learners.base import Batch
+from learners.environments import count_choices
 from learners.normaliser import Normaliser, Picture, fit_normaliser
 from learners.settings import NO_NEEDS, StreamNeeds
 from pipeline.store.reader import Version
@@ -243,7 +244,7 @@ def fit(
     standardise: bool,
     *,
     pixels: bool = False,
-    choices: int = 0,
+    environment: str | None = None,
 ) -> Normaliser:
     """Fits a normaliser on all pinned versions together.
 
@@ -251,8 +252,8 @@ def fit(
         pinned: the versions.
         standardise: False lets observations in as they are.
         pixels: whether pictures are taken in, too.
-        choices: the least number of discrete actions, as far as it is known; of no meaning where
-            actions are arrays of floats.
+        environment: where the policy is to act; it says how many discrete actions there are, and
+            without one the largest of the data does.
 
     Raises:
         SpecMismatchError: if there is nothing to take in, or actions of another kind.
@@ -261,8 +262,10 @@ def fit(
     spec = only_spec(versions)
     pictures = picture_fields(spec) if pixels else ()
     fields = float_fields(spec, pixels)
-    discrete = choices if has_discrete_actions(spec) else None
-    return fit_normaliser(versions, fields, standardise, pictures, discrete)
+    choices = None
+    if has_discrete_actions(spec):
+        choices = 0 if environment is None else count_choices(environment)
+    return fit_normaliser(versions, fields, standardise, pictures, choices)
 
 
 def only_spec(versions: Sequence[Version]) -> DatasetSpec:

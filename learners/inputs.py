@@ -75,12 +75,21 @@ def sampled(scores: Tensor, noise: Any) -> Tensor:
 
     Args:
         scores: (B, n).
-        noise: (B, n).
+        noise: (B, n), or more numbers than there are scores.
 
     Returns:
         (B,) int64 on the CPU.
+
+    Raises:
+        SpecMismatchError: if there are fewer numbers than scores.
     """
-    drawn = torch.as_tensor(noise, dtype=torch.float64)
+    choices = scores.shape[-1]
+    drawn = torch.as_tensor(noise, dtype=torch.float64)[:, :choices]
+    if drawn.shape[-1] < choices:
+        raise SpecMismatchError(
+            f"Expected an environment with {choices} actions as the data have, came one with "
+            f"{drawn.shape[-1]}."
+        )
     quantiles = torch.special.ndtr(drawn).clamp(1e-12, 1 - 1e-12)
     return (scores.cpu().double() - torch.log(-torch.log(quantiles))).argmax(dim=-1)
 

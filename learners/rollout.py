@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from learners.environments import action_box, make_environment
+from learners.environments import DiscreteActions, actions_of, make_environment
 from schemas.episode import Episode, Kind
 from schemas.errors import ConfigError
 from schemas.nesting import flatten, nest
@@ -49,7 +49,10 @@ class Remembering(Protocol):
 
 @dataclass(frozen=True)
 class Exploration:
-    """Gaussian noise on top of the actor's deterministic actions."""
+    """Gaussian noise on top of the actor's deterministic actions.
+
+    Discrete ones are the best (`none`), or drawn by the policy's probabilities (`policy`).
+    """
 
     kind: Literal["none", "gaussian", "policy"] = "none"
     """`gaussian` adds noise of one scale to all dims; `policy` samples from the learner's own
@@ -58,10 +61,20 @@ class Exploration:
     """Standard deviation in the environment's units, or the factor on the learner's spread."""
 
     def actions(self, actor: Any, observations: Any, noise: np.ndarray) -> np.ndarray:
-        """Returns what an actor does with standard normal numbers (B, A), (B, A) float64."""
+        """Returns what an actor does with standard normal numbers.
+
+        Args:
+            actor: what acts.
+            observations: (B, ...).
+            noise: (B, A); of discrete actions a number for each.
+
+        Returns:
+            (B, A) float64; of discrete actions (B,).
+        """
         if self.kind != "policy":
             scale = 0.0 if self.kind == "none" else self.scale
-            return np.asarray(actor.act(observations), np.float64) + scale * noise
+            acted = np.asarray(actor.act(observations), np.float64)
+            return acted if acted.ndim == 1 else acted + scale * noise
         if not hasattr(actor, "explore"):
             raise ConfigError("Expected an actor with a spread of its own for `policy` noise.")
         return np.asarray(actor.explore(observations, self.scale * noise), np.float64)
@@ -105,12 +118,15 @@ def collect(actor: Actor, plan: Collection, facts: Facts) -> Iterator[Episode]:
     """Yields whole episodes in the order of their numbers.
 
     Observations keep the environment's dtypes; actions are float32, cut to the action space, as
-    they were acted out. No episode states when it was collected: content depends on arguments
-    alone, so that a repeated call yields episodes a store already knows.
+    they were acted out, and discrete ones integers of its dtype. No episode states when it was
+    collected: content depends on arguments alone, so that a repeated call yields episodes a store
+    already knows.
 
     Raises:
         UnknownNameError: if the environment is not registered.
-        ConfigError: if neither or both of `episodes` and `steps` are given.
+        ConfigError: if neither or both of `episodes` and `steps` are given, or exploration is not
+            of the kind of actions.
+        SpecMismatchError: if the actor does what the environment has no action for.
     """
     if (plan.episodes is None) == (plan.steps is None):
         raise ConfigError("Expected a number of episodes or a number of steps, not both.")
@@ -185,19 +201,23 @@ class _Recording:
 
 def _play(actor: Actor, environments: list[Any], plan: Collection) -> Iterator[_Recording]:
     """Moves all slots at once; a slot without work stands still, so that shapes never change."""
-    box = action_box(environments[0])
-    dims = int(np.prod(box.shape))
+    actions = actions_of(environments[0])
+    if isinstance(actions, DiscreteActions) and plan.exploration.kind == "gaussian":
+        raise ConfigError(
+            f"Expected exploration `none` or `policy` among {actions.space}, came `gaussian`, "
+            f"which is noise on numbers.",
+            where="exploration",
+        )
     slots = [_Recording(e, plan.first + k, plan) for k, e in enumerate(environments)]
     asked = _Asked(actor, len(slots), plan)
     begun, past = len(slots), 0
     while not all(slot.is_over for slot in slots):
-        noise = np.stack([slot.drawn(dims) for slot in slots])
+        noise = np.stack([slot.drawn(actions.dims) for slot in slots])
         acted = asked.actions([slot.latest for slot in slots], noise)
         for place, slot in enumerate(slots):
             if slot.is_over:
                 continue
-            action = acted[place].reshape(box.shape).astype(np.float32)
-            taken = np.clip(action, box.low, box.high)
+            taken = actions.taken(acted[place])
             is_over = slot.step(taken)
             asked.after(place, taken.reshape(-1), slot.rewards[-1])
             if not is_over:

@@ -26,6 +26,7 @@ from learners.checkpoint import (
 )
 from learners.data import BatchStream, Pinned, Sampling, fit, open_stream, pin, run_name
 from learners.evaluate import evaluate
+from learners.pixels import PixelSettings
 from learners.run import (
     Progress,
     Report,
@@ -172,9 +173,10 @@ def _begin(config: TrainConfig, report: Report) -> _Run:
     check_stream(config.stream, config.sampler, _needs(config))
     settings = _with_the_runs(config)
     kind = learner_class(config.algo).settings_kind
-    standardise = read_settings(kind, settings, config.algo).standardise
+    read = read_settings(kind, settings, config.algo)
+    pixels = isinstance(read, PixelSettings) and read.pixels
     pinned = pin(config.data)
-    normaliser = fit(pinned, standardise)
+    normaliser = fit(pinned, read.standardise, pixels=pixels, environment=config.environment)
     learner = make_learner(config.algo, settings, normaliser, config.seed, config.device)
     run = uuid.uuid4().hex
     name = run_name(config.algo, run)

@@ -152,9 +152,19 @@ def test_an_unknown_environment_names_the_nearest() -> None:
         make_environment("InvertedPendulm-v5")
 
 
-def test_a_discrete_environment_is_refused() -> None:
-    with pytest.raises(ConfigError, match="Box of actions"):
-        list(collect(Constant(), Collection("CartPole-v1", episodes=1), FACTS))
+class Switches(Counting):
+    """Several discrete actions at once."""
+
+    action_space = gym.spaces.MultiDiscrete([2, 3])
+
+
+def test_an_environment_of_several_discrete_actions_is_refused() -> None:
+    gym.register("Switches-v0", entry_point=Switches, disable_env_checker=True)
+    try:
+        with pytest.raises(ConfigError, match=r"Box of actions, or a Discrete one, came Multi"):
+            list(collect(Constant(), Collection("Switches-v0", episodes=1), FACTS))
+    finally:
+        del gym.registry["Switches-v0"]
 
 
 def test_evaluation_adds_up_and_repeats() -> None:
