@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from learners.base import Batch
-from learners.codec import middle
+from learners.codec import Codec, middle
 from learners.grid import GridLearner, GridSettings
 from learners.iql import critic_loss, critic_targets
 from learners.losses import masked_mean
@@ -85,7 +85,7 @@ class Advantages(nn.Module):
 
     Args:
         features: numbers that stand for an observation.
-        dims: D.
+        codec: what is chosen.
         settings: of the learner.
         generators: one per agent.
     """
@@ -93,18 +93,18 @@ class Advantages(nn.Module):
     def __init__(
         self,
         features: int,
-        dims: int,
+        codec: Codec,
         settings: ARSQSettings,
         generators: Sequence[torch.Generator],
     ) -> None:
         super().__init__()
-        sizes = (features + dims, *settings.hidden)
+        sizes = (features + codec.dims, *settings.hidden)
         activation, width = settings.activation, settings.hidden[-1]
         self.trunk = MLP(sizes, generators, TWINS, activation=activation)
         self.activation = ACTIVATIONS[activation]
-        shape = (len(generators) * TWINS, settings.levels * dims)
-        self.weights = nn.Parameter(torch.empty(*shape, width, settings.bins))
-        self.biases = nn.Parameter(torch.zeros(*shape, 1, settings.bins))
+        shape = (len(generators) * TWINS, codec.levels * codec.dims)
+        self.weights = nn.Parameter(torch.empty(*shape, width, codec.bins))
+        self.biases = nn.Parameter(torch.zeros(*shape, 1, codec.bins))
         for number, part in enumerate(self.weights.data):
             for weight in part:
                 nn.init.orthogonal_(weight, FIRST_GAIN, generators[number // TWINS])
@@ -202,20 +202,20 @@ class ARSQ(GridLearner):
     settings_kind: ClassVar[type[LearnerSettings]] = ARSQSettings
     settings: ARSQSettings
 
-    def make(self, states: int) -> None:
+    def make(self, features: int) -> None:
         """Makes twin advantages, by which it acts, twin V and the slow copies of V."""
         settings, agents = self.settings, self.agents
-        advantages = Advantages(states, self.codec.dims, settings, agents.initial)
+        advantages = Advantages(features, self.codec, settings, agents.initial)
         self.policy = agents.add("policy", advantages)
-        sizes, activation = (states, *settings.hidden, 1), settings.activation
+        sizes, activation = (features, *settings.hidden, 1), settings.activation
         values = MLP(sizes, agents.initial, TWINS, activation=activation)
         values.weights[-1].data.mul_(FIRST_GAIN)
         self.values = agents.add("values", values)
         self.targets = agents.target("targets", "values")
-        rates = {"policy": settings.advantage_rate, "values": settings.value_rate}
+        rates = self.rates(policy=settings.advantage_rate, values=settings.value_rate)
         self.adam = agents.adam("adam", **rates)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step."""
         settings, agents, b = self.settings, self.agents, self.transitions(batch)
         with torch.no_grad():
@@ -235,7 +235,6 @@ class ARSQ(GridLearner):
             settings.bellman_weight * bellman + settings.demonstration_weight * lead,
         )
         move_target(agents.flat["targets"], agents.flat["values"], settings.tau)
-        agents.updates += 1
         return {
             "bellman_loss": bellman.detach(),
             "demonstration_loss": lead.detach(),
@@ -288,7 +287,13 @@ class ARSQ(GridLearner):
 
     @torch.no_grad()
     def greedy(self, states: Tensor) -> Tensor:
-        """Returns the middles of cells that are the likeliest choice at each place."""
+        """Returns the middles of cells, the likeliest choice at each place.
+
+        Of discrete actions it is log pi.
+        """
+        if self.is_discrete:
+            known = states.new_zeros(*states.shape[:-1], 1)
+            return self.log_policy(states, known, 0)
         return self.codec.centre(self.cells_by(states, lambda log_pi, _: log_pi.argmax(dim=-1)))
 
     @torch.no_grad()
@@ -298,6 +303,8 @@ class ARSQ(GridLearner):
         They are drawn from pi. The number of a dim stands for its quantile, of which each level
         takes what says its choice and hands the rest on; a number of 0 is the median.
         """
+        if self.is_discrete:
+            return super().explore(observations, noise, agent)
         quantiles = torch.special.ndtr(torch.as_tensor(noise, dtype=torch.float64))
         rest = quantiles.to(self.scaler.device)
 
@@ -305,8 +312,7 @@ class ARSQ(GridLearner):
             choice, rest[:, dim] = quantile(log_pi[agent].double().exp(), rest[:, dim])
             return choice
 
-        states = self.scaler.states(observations)
-        cells = self.cells_by(states.expand(self.agents.count, *states.shape), draw)
+        cells = self.cells_by(self.states(observations), draw)
         return self.scaler.from_unit(self.codec.centre(cells[agent])).double().cpu()
 
 

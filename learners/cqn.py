@@ -20,6 +20,7 @@ one step or several. The optimiser is AdamW: weights also shrink by their rate t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, cast
 
@@ -63,7 +64,8 @@ class CQNSettings(GridSettings):
     decay: float = Field(default=0.1, ge=0)
     """Share of the rate by which weights shrink."""
     exploration: float = Field(default=0.01, ge=0)
-    """Standard deviation of the noise on rollouts, where the range of actions is -1 to 1."""
+    """Standard deviation of the noise on rollouts, where the range of actions is -1 to 1; of
+    discrete actions the temperature at which they are drawn."""
 
     @property
     def last_layer(self) -> int:
@@ -82,7 +84,7 @@ class LevelCritic(nn.Module):
 
     Args:
         features: numbers that stand for an observation.
-        dims: D.
+        codec: what is chosen.
         settings: of the learner.
         generators: one per agent.
     """
@@ -90,18 +92,17 @@ class LevelCritic(nn.Module):
     def __init__(
         self,
         features: int,
-        dims: int,
+        codec: Codec,
         settings: CQNSettings,
         generators: Sequence[torch.Generator],
     ) -> None:
         super().__init__()
-        self.shape = (dims, settings.bins + 1, settings.atoms)
-        outputs = dims * (settings.bins + 1) * settings.atoms
-        sizes = (features + dims + settings.levels, *settings.hidden, outputs)
+        self.shape = (codec.dims, codec.bins + 1, settings.atoms)
+        sizes = (features + codec.dims + codec.levels, *settings.hidden, math.prod(self.shape))
         self.trunk = MLP(sizes, generators, activation="silu", layer_norm=True)
         self.trunk.weights[-1].data.mul_(FIRST_SCALE)
         self.which: Tensor
-        self.register_buffer("which", torch.eye(settings.levels), persistent=False)
+        self.register_buffer("which", torch.eye(codec.levels), persistent=False)
 
     def forward(self, features: Tensor, known: Tensor, level: int) -> Tensor:
         """Returns log probabilities of the fixed values at one level.
@@ -229,18 +230,19 @@ class CQN(GridLearner):
     settings_kind: ClassVar[type[LearnerSettings]] = CQNSettings
     settings: CQNSettings
 
-    def make(self, states: int) -> None:
+    def make(self, features: int) -> None:
         """Makes the critic and its slow copy, which acts."""
         settings, agents = self.settings, self.agents
-        critic = LevelCritic(states, self.codec.dims, settings, agents.initial)
+        critic = LevelCritic(features, self.codec, settings, agents.initial)
         self.critic = agents.add("critic", critic)
         self.policy = cast(LevelCritic, agents.target("policy", "critic"))
-        self.adam = agents.adam("adam", critic=settings.critic_rate)
+        self.learned = self.rates(critic=settings.critic_rate)
+        self.adam = agents.adam("adam", **self.learned)
         self.support = torch.linspace(
             settings.value_low, settings.value_high, settings.atoms, device=self.scaler.device
         )
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step."""
         settings, agents, b = self.settings, self.agents, self.transitions(batch)
         cells = self.cells(b.a_t)
@@ -256,7 +258,6 @@ class CQN(GridLearner):
         shown = shown + margin_loss(q, q_t, settings.margin, demonstrated)
         self._descend(settings.critic_weight * critic + settings.demonstration_weight * shown)
         move_target(agents.flat["policy"], agents.flat["critic"], settings.tau)
-        agents.updates += 1
         return {
             "critic_loss": critic.detach(),
             "demonstration_loss": shown.detach(),
@@ -271,17 +272,26 @@ class CQN(GridLearner):
         return projected(a_tp1, self.rewards(b.rewards), b.discounts, self.support)
 
     def _descend(self, loss: Tensor) -> None:
-        flat, settings = self.agents.flat["critic"], self.settings
-        shrunk = flat.detach() * (settings.critic_rate * settings.decay)
+        shrink = self.settings.critic_rate * self.settings.decay
+        flats = [self.agents.flat[name] for name in self.learned]
+        shrunk = [flat.detach() * shrink for flat in flats]
         descend(self.adam, loss)
-        flat.data.sub_(shrunk)
+        for flat, less in zip(flats, shrunk, strict=True):
+            flat.data.sub_(less)
 
+    @torch.no_grad()
     def greedy(self, states: Tensor) -> Tensor:
-        """Returns the middles of the best cells."""
+        """Returns the middles of the best cells; values of discrete actions over `exploration`."""
+        if self.is_discrete:
+            known = states.new_zeros(*states.shape[:-1], 1)
+            q: Tensor = (self.policy(states, known, 0).exp() @ self.support)[..., 0, :]
+            return q / max(self.settings.exploration, 1e-9)
         return self.codec.centre(best_cells(self.policy, states, self.codec, self.support))
 
     @torch.no_grad()
     def spread(self, agent: int = 0) -> Tensor:
         """Returns the standard deviation (A,) of the noise on rollouts."""
+        if self.is_discrete:
+            return super().spread(agent)
         half = (self.codec.high - self.codec.low).float() / 2.0
         return self.settings.exploration * self.scaler.from_unit(half).cpu()

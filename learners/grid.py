@@ -18,7 +18,8 @@ from torch import Tensor
 from learners.base import Batch, Learner
 from learners.codec import MOST_CELLS, Codec
 from learners.normaliser import Normaliser
-from learners.settings import LearnerSettings, StreamNeeds
+from learners.pixels import PixelLearner, PixelSettings
+from learners.settings import StreamNeeds
 from schemas.errors import ConfigError
 
 WIDEST = 1 << 24
@@ -29,13 +30,13 @@ NARROW = 1e-3
 Numbers = float | tuple[float, ...]
 
 
-class GridSettings(LearnerSettings):
+class GridSettings(PixelSettings):
     """Hyperparameters that all of them have."""
 
     levels: int = Field(default=3, ge=1, le=16)
-    """How often a part of the range of actions is cut again; 1 for discrete actions."""
+    """How often a part of the range of actions is cut again; once where actions are discrete."""
     bins: int = Field(default=5, ge=2, le=4096)
-    """Parts of each cut; discrete actions have one each."""
+    """Parts of each cut; as many as there are actions where they are discrete."""
     action_low: Numbers | None = None
     """Where the range of actions begins, in their units, for all dims or each; None: the data's."""
     action_high: Numbers | None = None
@@ -61,27 +62,47 @@ class GridSettings(LearnerSettings):
         return self.bins * self.levels
 
 
-class GridLearner(Learner):
+class GridLearner(PixelLearner):
     """A learner whose actions are cells of a `Codec`."""
 
     settings: GridSettings
 
     @classmethod
+    def for_actions(cls, _normaliser: Normaliser) -> type[Learner]:
+        """Returns this class: it learns actions of either kind."""
+        return cls
+
+    @classmethod
     def needs(cls, settings: Any) -> StreamNeeds:
-        """Says which sources are demonstrations."""
-        return StreamNeeds(demonstrations=settings.demonstrations)
+        """Says which sources are demonstrations, and how pictures come."""
+        named = {"demonstrations": settings.demonstrations}
+        return super().needs(settings).model_copy(update=named)
 
     def build(self, states: int, actions: int) -> None:
-        """Makes the cells and the networks."""
+        """Makes the cells, the encoder of pictures and the networks."""
         self.codec = codec_of(self.settings, self.normaliser, self.scaler.device)
-        self.make(states)
+        self.make(self.add_encoder(states))
 
     @abstractmethod
-    def make(self, states: int) -> None:
-        """Makes networks and optimisers for features of so many numbers."""
+    def make(self, features: int) -> None:
+        """Makes networks and optimisers for observations of so many numbers."""
+
+    def rates(self, **rates: float) -> dict[str, float]:
+        """Returns the rates of networks by name, with that of the first for the encoder, too."""
+        return rates if self.encoder is None else {**rates, "encoder": next(iter(rates.values()))}
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether actions are integers."""
+        return self.normaliser.choices is not None
 
     def cells(self, actions: Tensor) -> Tensor:
-        """Returns the cells of actions on the unit box, (K, B, A) to (K, B, D) int64."""
+        """Returns the cells of actions on the unit box, (K, B, A) to (K, B, D) int64.
+
+        Of discrete actions they are the actions themselves.
+        """
+        if self.is_discrete:
+            return actions.argmax(dim=-1, keepdim=True)
         return self.codec.cell(actions)
 
     def rewards(self, rewards: Tensor) -> Tensor:
@@ -105,13 +126,16 @@ def codec_of(settings: GridSettings, normaliser: Normaliser, device: str) -> Cod
     Raises:
         ConfigError: if the range that was set is none.
     """
-    low = _one_each(settings.action_low, normaliser.action_low, "action_low")
-    high = _one_each(settings.action_high, normaliser.action_high, "action_high")
+    if normaliser.choices is not None:
+        low = torch.tensor([-0.5], dtype=torch.float64, device=device)
+        return Codec(1, normaliser.choices, low, low + normaliser.choices)
+    begin = _one_each(settings.action_low, normaliser.action_low, "action_low")
+    end = _one_each(settings.action_high, normaliser.action_high, "action_high")
     is_free = settings.action_low is None and settings.action_high is None
-    half = np.where((low == high) & is_free, NARROW * np.maximum(np.abs(low), 1.0), 0.0)
+    half = np.where((begin == end) & is_free, NARROW * np.maximum(np.abs(begin), 1.0), 0.0)
     scale = normaliser.action_scale.astype(np.float64)
-    ends = [torch.as_tensor(end / scale, device=device) for end in (low - half, high + half)]
-    return Codec(settings.levels, settings.bins, ends[0], ends[1])
+    low, high = (torch.as_tensor(one / scale, device=device) for one in (begin - half, end + half))
+    return Codec(settings.levels, settings.bins, low, high)
 
 
 def _one_each(given: Numbers | None, of_data: np.ndarray, name: str) -> np.ndarray:
