@@ -22,14 +22,18 @@ def main(file: str) -> None:
 
     class Telling(RolloutClient):
         def push_async(self, episode: Episode, timeout: float | None = None) -> Future[Any]:
-            future = super().push_async(episode, timeout)
+            told: Future[Any] = Future()
 
             def tell(done: Future[Any]) -> None:
-                if not done.cancelled() and done.exception() is None:
-                    os.write(line, f"{episode.episode_id}\n".encode())
+                error = done.exception()
+                if error is not None:
+                    told.set_exception(error)
+                    return
+                os.write(line, f"{episode.episode_id}\n".encode())
+                told.set_result(done.result())
 
-            future.add_done_callback(tell)
-            return future
+            super().push_async(episode, timeout).add_done_callback(tell)
+            return told
 
     learners.acting.RolloutClient = Telling  # type: ignore[attr-defined]
     run()
