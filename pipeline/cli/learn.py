@@ -1,7 +1,8 @@
-"""Learner workers: `train`, `finetune`, `evaluate`."""
+"""Learner workers: `train`, `finetune`."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,10 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1.")]
 Env = Annotated[str, typer.Option("--env", help="A registered Gymnasium environment.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")]
 
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Event files beside the tables, for TensorBoard.")
+]
+
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
@@ -42,11 +47,6 @@ def register(app: typer.Typer) -> None:
         "Or beside actors: penstock finetune runs/iql --env Hopper-v5 --service "
         "grpc://127.0.0.1:8815",
     )(finetune)
-    app.command(
-        "evaluate",
-        help="Returns of a run's last policy.\n\n"
-        "Example: penstock evaluate runs/iql --env Hopper-v5 --episodes 20",
-    )(evaluate)
 
 
 def train(
@@ -140,6 +140,7 @@ def finetune(
     stream: StreamSet = None,
     memory: Memory = None,
     device: Device = "cpu",
+    tensorboard: TensorBoard = False,
     resume: Resume = False,
     json: Json = False,
 ) -> None:
@@ -163,6 +164,7 @@ def finetune(
         "seed": seed,
         "device": device,
         "evaluate_episodes": episodes,
+        "tensorboard": tensorboard,
         "resume": resume,
         **({} if warmup_steps is None else {"warmup_steps": warmup_steps}),
     }
@@ -198,24 +200,6 @@ def finetune(
     _tell([_watched("finetune", json, learn, online)], json)
 
 
-def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    env: Env,
-    episodes: Annotated[int, typer.Option("--episodes", min=1)] = 10,
-    json: Json = False,
-) -> None:
-    from learners.checkpoint import load_checkpoint, restore
-    from learners.data import Pinned
-    from learners.evaluate import evaluate as run_evaluation
-    from learners.run import RunResult
-
-    checkpoint = load_checkpoint(Path(run))
-    learner = restore(checkpoint)
-    evaluation = run_evaluation(learner, env, episodes)
-    data = tuple(Pinned(**pinned) for pinned in checkpoint.document.get("data", ()))
-    _tell([RunResult(run, checkpoint.algo, checkpoint.step, 0.0, data, evaluation)], json)
-
-
 def _stream_settings(pairs: list[str] | None, memory: str | None) -> dict[str, Any]:
     settings = _settings(pairs, "--stream")
     return settings if memory is None else {**settings, "memory": memory}
@@ -240,24 +224,29 @@ def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
 
 
 def _watched(title: str, quiet: bool, run: Any, config: Any) -> RunResult:
-    """Runs with a bar on a terminal."""
-    from pipeline.cli.progress import stages_bar
+    """Runs with a bar on a terminal, which shows the newest losses."""
+    from pipeline.cli.progress import learning_bar
 
     total = getattr(config, "env_steps", None) or config.steps
-    with stages_bar(title, total, quiet=quiet) as advance:
+    with learning_bar(title, total, quiet=quiet) as advance:
 
         def report(progress: Progress) -> None:
-            if progress.stage == "pack":
-                advance("packing the cache", progress.done, progress.total)
-            else:
-                advance(title, progress.done, progress.total)
+            stage = "packing the cache" if progress.stage == "pack" else title
+            advance(stage, progress.done, progress.total, progress.values)
 
         result: RunResult = run(config, report=report)
     return result
 
 
+REGRETS = {
+    "success": "share of training episodes that failed",
+    "normalized": "1 - normalised score of training episodes",
+    "best_return": "mean return of training episodes below their best",
+}
+
+
 def _tell(results: list[RunResult], json: bool) -> None:
-    told = [_facts(result) for result in results]
+    told = [run_facts(result) for result in results]
     if json:
         emit(told[0] if len(told) == 1 else {"runs": told})
         return
@@ -270,10 +259,16 @@ def _tell(results: list[RunResult], json: bool) -> None:
             said += f", return {facts['mean_return']:.1f} [{low:.1f}, {high:.1f}]"
         if facts["normalized_score"] is not None:
             said += f", normalised {facts['normalized_score']:.1f}"
+        if facts["success"] is not None:
+            said += f", success {100 * facts['success']:.0f} %"
+        if facts["regret"] is not None:
+            regret = facts["regret"]
+            said += f", regret {regret['value']:.3g} ({REGRETS[regret['kind']]})"
         say(said)
 
 
-def _facts(result: RunResult) -> dict[str, Any]:
+def run_facts(result: RunResult) -> dict[str, Any]:
+    """Returns what commands say of a run, under the names that stay put."""
     evaluation = result.evaluation
     return {
         "run": result.run,
@@ -285,5 +280,7 @@ def _facts(result: RunResult) -> dict[str, Any]:
         "interval": evaluation.interval if evaluation else None,
         "normalized_score": evaluation.normalized_score if evaluation else None,
         "success": evaluation.success if evaluation else None,
+        "success_interval": evaluation.success_interval if evaluation else None,
+        "regret": asdict(result.regret) if result.regret else None,
         "data": [pinned.version for pinned in result.data],
     }

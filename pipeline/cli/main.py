@@ -19,6 +19,7 @@ from pipeline.cli import (
     curate,
     demo,
     drift,
+    evaluate,
     formats,
     ingest,
     learn,
@@ -64,7 +65,7 @@ def _app(
 
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, cache, learn, actor, runs, bench, serve, token),
+    *(curate, annotate, maintain, cache, learn, evaluate, actor, runs, bench, serve, token),
 ):
     group.register(app)
 
