@@ -314,8 +314,9 @@ class StreamConfig(Document):
 
 
 _ORDER = (
-    *("n_step", "weights", "window", "history", "action_chunk", "frame_stack", "pad", "returns"),
-    *("goals", "goal_field", "goal_rewards", "shuffle_window", "priority_alpha", "priority_beta"),
+    *("discount", "n_step", "weights", "window", "history", "action_chunk", "frame_stack", "pad"),
+    *("returns", "goals", "goal_field", "goal_rewards", "shuffle_window"),
+    *("priority_alpha", "priority_beta"),
 )
 """Settings that a state must have in common with the stream that continues it."""
 _CONTENT = {"normalize", "statistics", "images"}

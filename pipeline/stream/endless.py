@@ -132,15 +132,21 @@ class Endless(ABC):
         return {**self._position(), **self._output.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where a state was taken, on any number of ranks.
+        """Continues where a state was taken, on any number of ranks; or stays where it is.
 
         Raises:
             ConfigError: if the state is of another order.
             NotFoundError: if a store no longer has a version.
         """
         _check_identity(self._identity(), state)
-        self._output.load(state)
-        self._load_position(state)
+        before = {**self._position(), **self._output.state()}
+        try:
+            self._output.load(state)
+            self._load_position(state)
+        except Exception:
+            self._output.load(before)
+            self._load_position(before)
+            raise
 
     def _moved(
         self, position: Mapping[str, Any], known: Mapping[str, FieldStatistics], stride: int

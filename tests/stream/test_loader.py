@@ -291,6 +291,27 @@ def test_a_state_of_another_order_is_refused(store: Store, setting: str, value: 
         made.load_state_dict({**made.state_dict(), setting: value})
 
 
+def test_a_state_of_another_discount_is_refused(store: Store) -> None:
+    state = stream(store.version(), discount=0.9).state_dict()
+    with pytest.raises(ConfigError, match="discount"):
+        stream(store.version()).load_state_dict(state)
+    stream(store.version(), discount=0.9).load_state_dict(state)
+
+
+def test_a_state_that_cannot_be_loaded_leaves_a_stream_where_it_is(store: Store) -> None:
+    made, same = stream(store.version()), stream(store.version())
+    take(made, 3), take(same, 3)
+    state = same.state_dict()
+    later = store.append([made_episode(99, 5).replace(rewards=None)])
+    known = [*state["versions"], [7, later.id]]
+    for versions in ([[0, "0" * 32]], known):
+        with pytest.raises((NotFoundError, UsageError)):
+            made.load_state_dict({**state, "step": 9, "versions": versions})
+        assert made.state_dict() == state
+    for one, two in zip(take(made, 4), take(same, 4), strict=True):
+        np.testing.assert_array_equal(one["indices"], two["indices"])
+
+
 @pytest.mark.parametrize(
     "broken",
     [
