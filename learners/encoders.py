@@ -27,6 +27,10 @@ LAYERS: dict[str, tuple[tuple[int, int], ...]] = {
 pixels and for tests."""
 
 
+LARGEST = 1 << 26
+"""Parameters of one layer of one agent: what settings of a published policy may ask for."""
+
+
 def random_shift(pictures: Tensor, drawn: Tensor, pad: int) -> Tensor:
     """Moves each picture by up to `pad` pixels in both directions, its edge repeated.
 
@@ -71,6 +75,28 @@ def output_pixels(picture: Picture, layers: str) -> int:
     return height * width
 
 
+def check_size(picture: Picture, channels: int, layers: str, feature: int) -> None:
+    """Refuses encoders whose first or last layer would be far too large.
+
+    Args:
+        picture: a field.
+        channels: of its stacked frames.
+        layers: a key of `LAYERS`.
+        feature: numbers that come out.
+
+    Raises:
+        ConfigError: if one has more than `LARGEST` parameters, or none.
+    """
+    first, last = LAYERS[layers][0][0], LAYERS[layers][-1][0]
+    wanted = max(channels * first * KERNEL**2, output_pixels(picture, layers) * last * feature)
+    if wanted > LARGEST:
+        raise ConfigError(
+            f"Expected layers of at most {LARGEST:,} parameters, came one of {wanted:,} for "
+            f"{picture.name}; resize the pictures, or set fewer features.",
+            where=picture.name,
+        )
+
+
 class Camera(nn.Module):
     """The network of one picture field.
 
@@ -80,6 +106,9 @@ class Camera(nn.Module):
         layers: a key of `LAYERS`.
         feature: numbers that come out.
         generators: one per agent, draws its initial weights; nothing else does.
+
+    Raises:
+        ConfigError: if pictures are too small, or too large.
     """
 
     def __init__(
@@ -95,6 +124,7 @@ class Camera(nn.Module):
         self.strides = tuple(stride for _, stride in LAYERS[layers])
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         channels = frames * picture.channels
+        check_size(picture, channels, layers, feature)
         for wide, _ in LAYERS[layers]:
             self.weights.append(nn.Parameter(torch.empty(agents * wide, channels, KERNEL, KERNEL)))
             self.biases.append(nn.Parameter(torch.zeros(agents * wide)))
@@ -135,7 +165,7 @@ class Encoder(nn.Module):
         generators: one per agent, draws its initial weights.
 
     Raises:
-        ConfigError: if a picture is too small.
+        ConfigError: if a picture is too small, or too large.
     """
 
     def __init__(
