@@ -18,7 +18,7 @@ from tests.reliability.figures import tell
 from tests.reliability.sizes import size
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
 from tests.service.publishing import OCTETS, policy
-from tests.service.test_hostile import FILTERS, NAMES, silent
+from tests.service.test_hostile import FILTERS, NAMES, assert_tells_nothing, silent
 from tests.service.test_matrix import EXPECTED
 from tests.service.test_pages import FORM
 from tests.service.web import seen
@@ -150,7 +150,10 @@ def test_no_request_meets_a_bug(port: Port) -> None:
         reached.add((method, answer.status_code // 100))
         if answer.status_code >= 400 and method != "HEAD":
             assert answer.status_code < 500 or answer.status_code == 503, (path, more, answer.text)
-            silent(port, answer)
+            if answer.headers["content-type"].startswith("text/html"):
+                assert_tells_nothing(port, answer)  # a page that shows what was wrong in its form
+            else:
+                silent(port, answer)
     assert {("GET", 2), ("GET", 4), ("POST", 2), ("POST", 4), ("PUT", 4)} <= reached, statuses
     assert port.ask("GET", "/readyz", None).status_code == 200
     port.state.log.seal()
