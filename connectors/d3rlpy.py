@@ -24,7 +24,7 @@ import numpy as np
 from connectors.base import UNIT_STEPS, Found, Listing, Unit
 from connectors.files import fingerprint
 from connectors.hdf5 import Hdf5Array, Hdf5Group, UnreadableError, open_hdf5, rows_differ
-from connectors.units import plan_units
+from connectors.units import check_count, plan_units
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, SourceError
 
@@ -72,12 +72,7 @@ class D3rlpySource:
         """Reads episodes; one that cannot be read comes back as a fault."""
         with open_hdf5(unit.where) as file:
             book = _open(file)
-            if unit.stop > book.count:
-                raise SourceError(
-                    f"Expected {unit.stop} episodes in {unit.where}, there are {book.count} now: "
-                    f"it changed while it was read.",
-                    where=unit.where,
-                )
+            check_count(unit, book.count)
             for position in range(unit.start, unit.stop):
                 key = f"episode_{position}"
                 try:

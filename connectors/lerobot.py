@@ -44,7 +44,7 @@ from connectors.lerobot_episode import (
 from connectors.lerobot_features import TASK_EXTRA, Feature, numbers
 from connectors.lerobot_layout import Dataset, EpisodeRow, dataset_files, open_dataset
 from connectors.lerobot_media import Opened, video_rows
-from connectors.units import RUN_BYTES, plan_units
+from connectors.units import RUN_BYTES, check_count, plan_units
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, SourceError
 from schemas.packed import Packed, Rows
@@ -92,12 +92,7 @@ class LerobotSource:
     def read(self, unit: Unit) -> Iterator[Found]:
         """Reads episodes, a data file at a time; one that cannot be read comes as a fault."""
         dataset = open_dataset(unit.where)
-        if unit.stop > len(dataset.lengths):
-            raise SourceError(
-                f"Expected {unit.stop} episodes in {unit.where}, there are {len(dataset.lengths)} "
-                f"now: it changed while it was read.",
-                where=unit.where,
-            )
+        check_count(unit, len(dataset.lengths))
         reading = _Reading(dataset, unit.where, splits_of(dataset.info))
         rows = dataset.rows(unit.start, unit.stop)
         position = unit.start

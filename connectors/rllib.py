@@ -27,7 +27,7 @@ from connectors import rllib_items, rllib_steps
 from connectors.base import Found, Listing, Unit
 from connectors.detection import columns
 from connectors.files import fingerprint
-from connectors.units import plan_units
+from connectors.units import check_count, plan_units
 from schemas.errors import EpisodeError, NotFoundError, SourceError
 
 
@@ -63,12 +63,7 @@ class RllibSource:
         root, files = _files(unit.where)
         storage = _storage(files)
         found = storage.find(root, files)
-        if unit.stop > len(found.lengths):
-            raise SourceError(
-                f"Expected {unit.stop} episodes at {unit.where}, there are {len(found.lengths)} "
-                f"now: it changed while it was read.",
-                where=unit.where,
-            )
+        check_count(unit, len(found.lengths))
         records = storage.read(found, unit.start, unit.stop)
         for position, (key, episode) in enumerate(records, unit.start):
             if isinstance(episode, EpisodeError):

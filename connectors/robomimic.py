@@ -37,7 +37,7 @@ from connectors.hdf5 import (
     rows_differ,
 )
 from connectors.next_rows import breaks, differing_rows
-from connectors.units import plan_units
+from connectors.units import check_count, plan_units
 from schemas.episode import Episode, FinalObservation
 from schemas.errors import EpisodeError, SourceError
 
@@ -88,12 +88,7 @@ class RobomimicSource:
             masks = _masks(file)
             task = _environment(data)
             names = _demo_names(data)
-            if unit.stop > len(names):
-                raise SourceError(
-                    f"Expected {unit.stop} demonstrations in {unit.where}, there are {len(names)} "
-                    f"now: it changed while it was read.",
-                    where=unit.where,
-                )
+            check_count(unit, len(names))
             for position in range(unit.start, unit.stop):
                 name = names[position]
                 labels = {f"mask_{mask}": name in members for mask, members in masks.items()}

@@ -26,7 +26,7 @@ from connectors.base import Found, Listing, Unit
 from connectors.files import fingerprint
 from connectors.next_rows import differing_rows
 from connectors.torchrl_storage import Map, Storage, open_storage, read_object
-from connectors.units import plan_units
+from connectors.units import check_count, plan_units
 from schemas.episode import Episode, FinalObservation
 from schemas.errors import EpisodeError, NotFoundError, SourceError
 
@@ -72,12 +72,7 @@ class TorchrlSource:
     def read(self, unit: Unit) -> Iterator[Found]:
         """Reads episodes; one with a gap comes back as a fault."""
         buffer = _open(unit.where)
-        if unit.stop > len(buffer.ends):
-            raise SourceError(
-                f"Expected {unit.stop} episodes at {unit.where}, there are {len(buffer.ends)} now: "
-                f"it changed while it was read.",
-                where=unit.where,
-            )
+        check_count(unit, len(buffer.ends))
         for position in range(unit.start, unit.stop):
             start = int(buffer.ends[position - 1]) if position else 0
             stop = int(buffer.ends[position])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from connectors.base import UNIT_STEPS
+from connectors.base import UNIT_STEPS, Unit
 from schemas.errors import SourceError
 
 UNIT_BYTES = 256 * 2**20
@@ -54,3 +54,17 @@ def plan_units(
         units.append((start, stop, int(before[stop] - before[start])))
         start = stop
     return units
+
+
+def check_count(unit: Unit, count: int) -> None:
+    """Makes sure that a source still has the episodes that a unit was planned for.
+
+    Raises:
+        SourceError: if it has fewer now.
+    """
+    if unit.stop > count:
+        raise SourceError(
+            f"Expected {unit.stop} episodes in {unit.where}, there are {count} now: it changed "
+            f"while it was read.",
+            where=unit.where,
+        )

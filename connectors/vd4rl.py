@@ -25,7 +25,7 @@ import numpy as np
 from connectors.base import Found, Listing, Unit
 from connectors.files import fingerprint
 from connectors.npz import NpzArray, open_npz
-from connectors.units import plan_units
+from connectors.units import check_count, plan_units
 from schemas.episode import Episode
 from schemas.errors import EpisodeError, NotFoundError, SourceError
 
@@ -69,12 +69,7 @@ class Vd4rlSource:
     def read(self, unit: Unit) -> Iterator[Found]:
         """Reads one file per episode; a damaged one comes back as a fault."""
         files = _files(unit.where)
-        if unit.stop > len(files):
-            raise SourceError(
-                f"Expected {unit.stop} episodes at {unit.where}, there are {len(files)} now: it "
-                f"changed while it was read.",
-                where=unit.where,
-            )
+        check_count(unit, len(files))
         for position in range(unit.start, unit.stop):
             key = files[position].name
             try:
