@@ -36,8 +36,11 @@ class Network:
                 variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
                 x = (x - mean) / torch.sqrt(variance + 1e-5)
                 x = x * self.scales[index] + self.shifts[index]
-            x = x.clamp(min=0)
+            x = self.bent(x)
         return x
+
+    def bent(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
 
     @property
     def parameters(self) -> list[Tensor]:
