@@ -24,7 +24,7 @@ from pipeline.service.client.steps import EpisodeStream
 from schemas.episode import Episode
 from schemas.errors import OutOfTimeError, PenstockError, UsageError
 from schemas.pulls import BlockFiles, EpisodesTicket, TailTicket, VersionsTicket
-from schemas.puts import puts_of
+from schemas.puts import cut_rows
 from schemas.rollouts import EpisodeFacts
 
 MAX_LANES = 16
@@ -69,6 +69,7 @@ class RolloutClient:
         self._pulls = Pulls(self._addresses, self.settings)
         self._budget = Budget(self.settings.buffer_bytes)
         self._lanes: dict[bytes, Lane] = {}
+        self._recent: tuple[pa.Schema, Lane] | None = None
         self._lock = threading.Lock()
         self._is_closed = False
         self._failure: PenstockError | None = None
@@ -241,21 +242,22 @@ class RolloutClient:
     def _push(self, episode: Episode, timeout: float | None) -> Future[Offset]:
         wait = self.settings.retry_seconds if timeout is None else timeout
         one = Outgoing(episode.episode_id)
-        # Numbers are given when they are sent; here only rows and their bounds matter.
-        size = self.settings.put_bytes
-        puts = list(puts_of(episode, producer=self.producer, epoch=0, put_bytes=size))
-        outbox = self._lane(puts[0].rows.schema).outbox
+        facts = EpisodeFacts.of(episode)
+        *pieces, last = cut_rows(episode, self.settings.put_bytes)
+        outbox = self._lane(last.schema).outbox
         try:
-            for put in puts:
-                facts = put.header.facts
-                ending = None if facts is None else Ending(facts, self._deadline())
-                outbox.add(one, put.rows, wait, ending)
+            for rows in pieces:
+                outbox.add(one, rows, wait)
+            outbox.add(one, last, wait, Ending(facts, self._deadline()))
         except PenstockError as error:
             outbox.drop(one, error)
             raise
         return one.future
 
     def _lane(self, schema: pa.Schema) -> Lane:
+        known = self._recent
+        if known is not None and known[0].equals(schema, True) and not self._is_closed:
+            return known[1]
         key = schema.serialize().to_pybytes()
         with self._lock:
             if self._is_closed:
@@ -272,6 +274,7 @@ class RolloutClient:
                 outbox = Outbox(self._budget, self._failed)
                 found = Lane(self._addresses, self.settings, producer, outbox)
                 self._lanes[key] = found
+            self._recent = (schema, found)
             return found
 
     def _all(self) -> list[Lane]:

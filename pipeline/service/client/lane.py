@@ -54,6 +54,7 @@ class Lane:
         self._epoch = 0
         self._backoff = Backoff(settings)
         self._is_closing = False
+        self._looked_at = time.monotonic()
         self.error: PenstockError | None = None
         """Why the last stream ended."""
         self._thread = threading.Thread(target=self._run, name="penstock-lane", daemon=True)
@@ -153,14 +154,18 @@ class Lane:
                     f"Expected an acknowledgement within {self._settings.ack_seconds:g} s, came "
                     f"none."
                 )
-            self.outbox.give_up(now, self._late)
+            if now - self._looked_at > _LOOK_SECONDS:
+                self._looked_at = now
+                self.outbox.give_up(now, self._late)
             if stream.is_draining and not stream.sent:
                 raise _EndedError
             found = self.outbox.next()
             is_free = len(stream.sent) < self._settings.window and not stream.is_draining
             if found is not None and is_free:
                 return found
+            self.outbox.waits_for_room = found is not None
             self.outbox.changed.wait(_LOOK_SECONDS if self.outbox.episodes else None)
+            self.outbox.waits_for_room = False
 
     def _recover(self, error: PenstockError) -> None:
         """Does what an error asks for; then everything that is kept is sent again."""
@@ -168,8 +173,7 @@ class Lane:
         if error.kind in OF_EPISODE and error.where is not None:
             with self.outbox.changed:
                 refused = [o for o in self.outbox.episodes if o.episode_id == error.where]
-            for one in refused:
-                self.outbox.settle(one, error)
+            self.outbox.settle_all(refused, error)
             if refused:
                 return
         # What cannot be read names no episode: it did not arrive as it was sent.
@@ -193,8 +197,7 @@ class Lane:
     def _fail_all(self, error: PenstockError) -> None:
         with self.outbox.changed:
             kept = list(self.outbox.episodes)
-        for one in kept:
-            self.outbox.settle(one, error)
+        self.outbox.settle_all(kept, error)
 
     def _late(self, one: Outgoing) -> PenstockError:
         why = f"; the last error was: {self.error.message}" if self.error else ""
@@ -289,8 +292,8 @@ class _Stream:
             self.moved_at = time.monotonic()
             self.has_acks = self.has_acks or ack.sequence >= 0
             self.is_draining = self.is_draining or ack.is_draining
-            self._outbox.changed.notify_all()
-        for one in safe:
-            self._outbox.settle(one, Offset(ack.offset, ack.server))
+            if self._outbox.waits_for_room or self.is_draining:
+                self._outbox.changed.notify_all()
+        self._outbox.settle_all(safe, Offset(ack.offset, ack.server))
         if ack.error is not None:
             raise error_of_kind(ack.error.kind, ack.error.message, ack.error.retry_after)

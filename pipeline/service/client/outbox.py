@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -57,6 +58,8 @@ class Outgoing:
     future: Future[Offset] = field(default_factory=Future)
     is_gone: bool = False
     """True once nobody waits for it any more."""
+    is_ready: bool = False
+    """True while it is among those that the lane looks at."""
 
     @property
     def has_unsent(self) -> bool:
@@ -125,9 +128,15 @@ class Outbox:
     """The episodes of one lane, in the order of their begins; its condition guards them."""
 
     def __init__(self, budget: Budget, failed: Callable[[PenstockError], None]) -> None:
-        self.changed = threading.Condition()
-        self.episodes: list[Outgoing] = []
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        """Told of what the lane waits for."""
+        self.episodes: dict[Outgoing, None] = {}
         self._closed: PenstockError | None = None
+        self.waits_for_room = False
+        """True while the lane has rows to send and waits for acknowledgements alone."""
+        self._ready: deque[Outgoing] = deque()
+        self._ended = threading.Condition(lock)
         self._budget = budget
         self._failed = failed
 
@@ -144,7 +153,9 @@ class Outbox:
             BusyError: see `Budget.take`.
             PenstockError: what the episode failed with before, or why nothing is sent any more.
         """
-        size = rows.nbytes
+        is_whole = ending is not None and not one.batches
+        # Of rows that are not a slice of others the buffers tell their size, in no time.
+        size = rows.get_total_buffer_size() if is_whole else rows.nbytes
         self._budget.take(size, timeout)
         with self.changed:
             if one.is_gone:
@@ -155,34 +166,52 @@ class Outbox:
                 self._budget.free(size, was_ended=False)
                 raise self._closed
             if not one.batches:
-                self.episodes.append(one)
+                self.episodes[one] = None
             one.batches.append(rows)
             one.bytes += size
             if ending is not None:
                 one.facts, one.deadline = ending
                 self._budget.ended()
-            self.changed.notify_all()
+            if not one.is_ready:
+                one.is_ready = True
+                self._ready.append(one)
+            if not self.waits_for_room:
+                self.changed.notify_all()
 
     def next(self) -> Outgoing | None:
-        """Returns the first episode with something to send; call with the condition held."""
-        return next((one for one in self.episodes if one.has_unsent), None)
+        """Returns an episode with something to send; call with the condition held."""
+        while self._ready:
+            one = self._ready[0]
+            if one.has_unsent and one in self.episodes:
+                return one
+            one.is_ready = False
+            self._ready.popleft()
+        return None
 
     def begin_epoch(self) -> None:
         """Forgets what was sent."""
         with self.changed:
             for one in self.episodes:
                 one.sent = one.rows_sent = 0
+                one.is_ready = True
+            self._ready = deque(self.episodes)
 
     def settle(self, one: Outgoing, outcome: Offset | PenstockError) -> None:
         """Lets go of an episode; tells whoever waits."""
+        self.settle_all([one], outcome)
+
+    def settle_all(self, ones: Sequence[Outgoing], outcome: Offset | PenstockError) -> None:
+        """Lets go of episodes that end alike; tells whoever waits."""
         with self.changed:
-            if one in self.episodes:
-                self.episodes.remove(one)
-                self._budget.free(one.bytes, was_ended=one.facts is not None)
-            self.changed.notify_all()
-        if isinstance(outcome, PenstockError) and not one.is_gone:
-            self._failed(outcome)
-        one.settle(outcome)
+            for one in ones:
+                if one in self.episodes:
+                    del self.episodes[one]
+                    self._budget.free(one.bytes, was_ended=one.facts is not None)
+            self._ended.notify_all()
+        for one in ones:
+            if isinstance(outcome, PenstockError) and not one.is_gone:
+                self._failed(outcome)
+            one.settle(outcome)
 
     def close(self, why: PenstockError) -> None:
         """Takes nothing more, and lets go of all that is kept: nobody is left waiting for it."""
@@ -211,6 +240,6 @@ class Outbox:
     def wait_for_ended(self, timeout: float | None) -> bool:
         """Waits until no ended episode is left; returns whether that is so."""
         with self.changed:
-            return self.changed.wait_for(
+            return self._ended.wait_for(
                 lambda: all(one.facts is None for one in self.episodes), timeout
             )
