@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from learners.noise import Noise
-from learners.optimiser import flatten, make_adam
+from learners.optimiser import FlatAdam, flatten
+from learners.ranks import ALONE, Ranks
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,17 +29,19 @@ class Agents:
     Args:
         seeds: one per agent, of its initial weights and its noise.
         device: where all of it lives.
+        ranks: the processes that learn together.
     """
 
-    def __init__(self, seeds: Sequence[int], device: str) -> None:
+    def __init__(self, seeds: Sequence[int], device: str, ranks: Ranks = ALONE) -> None:
         self.seeds = tuple(seeds)
+        self.ranks = ranks
         self.device = device
         self.initial = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.noise = Noise(seeds, device)
+        self.noise = Noise(seeds, device, ranks)
         self.updates = 0
         """How many updates were taken."""
         self._modules: dict[str, nn.Module] = {}
-        self._adams: dict[str, tuple[torch.optim.Adam, tuple[str, ...]]] = {}
+        self._adams: dict[str, tuple[FlatAdam, tuple[str, ...]]] = {}
         self.flat: dict[str, nn.Parameter] = {}
         """All parameters of a network end to end, by its name."""
 
@@ -60,10 +63,10 @@ class Agents:
         twin.requires_grad_(False)
         return self.add(name, twin)
 
-    def adam(self, name: str, **rates: float) -> torch.optim.Adam:
+    def adam(self, name: str, **rates: float) -> FlatAdam:
         """Makes an optimiser of some networks, by their names, each at a rate of its own."""
         groups = [(self.flat[network], rate) for network, rate in rates.items()]
-        made = make_adam(*groups)
+        made = FlatAdam(groups, self.ranks)
         self._adams[name] = (made, tuple(rates))
         return made
 
@@ -81,10 +84,9 @@ class Agents:
                 found[f"{name}/{inner}"] = self._part(tensor, agent)
         for name, (adam, networks) in self._adams.items():
             for index, network in enumerate(networks):
-                kept = adam.state[self.flat[network]]
-                found[f"{name}/{index}/step"] = kept["step"]
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    parts = self._pieces(network, kept[moment])
+                found[f"{name}/{index}/step"] = adam.steps[index]
+                for moment, kept in _moments(adam, index):
+                    parts = self._pieces(network, kept)
                     own = [self._part(part, agent).reshape(-1) for part in parts]
                     found[f"{name}/{index}/{moment}"] = torch.cat(own)
         found["noise"] = self.noise.get_state(agent)
@@ -99,11 +101,10 @@ class Agents:
                 self._part(tensor, agent).copy_(state[f"{name}/{inner}"])
         for name, (adam, networks) in self._adams.items():
             for index, network in enumerate(networks):
-                kept = adam.state[self.flat[network]]
-                kept["step"].copy_(state[f"{name}/{index}/step"])
-                for moment in ("exp_avg", "exp_avg_sq"):
+                adam.steps[index].copy_(state[f"{name}/{index}/step"])
+                for moment, kept in _moments(adam, index):
                     given = state[f"{name}/{index}/{moment}"]
-                    parts = self._pieces(network, kept[moment])
+                    parts = self._pieces(network, kept)
                     own = [self._part(part, agent) for part in parts]
                     came = torch.split(given, [part.numel() for part in own])
                     for mine, new in zip(own, came, strict=True):
@@ -120,3 +121,8 @@ class Agents:
         shapes = [parameter.shape for parameter in self._modules[network].parameters()]
         parts = torch.split(flat, [shape.numel() for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _moments(adam: FlatAdam, index: int) -> list[tuple[str, Tensor]]:
+    """The moments of one parameter, by their names in states."""
+    return [("exp_avg", adam.means[index]), ("exp_avg_sq", adam.squares[index])]

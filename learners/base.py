@@ -18,6 +18,7 @@ from torch import Tensor
 from learners.agents import Agents
 from learners.inputs import Scaler, sampled
 from learners.normaliser import Normaliser
+from learners.ranks import ALONE, Ranks
 from learners.settings import NO_NEEDS, LearnerSettings, StreamNeeds, read_settings
 from schemas.errors import SpecMismatchError, UnknownNameError, suggest
 
@@ -48,10 +49,13 @@ class Learner(ABC):
         normaliser: how inputs are scaled; gives the sizes of inputs and outputs, too.
         seeds: one per agent.
         device: where networks and batches live.
+        ranks: the processes that learn together.
     """
 
     name: ClassVar[str]
     settings_kind: ClassVar[type[LearnerSettings]]
+    acting: ClassVar[tuple[str, ...]] = ("policy", "encoder")
+    """Networks that act, of those that it has: what is published."""
 
     def __init__(
         self,
@@ -59,11 +63,12 @@ class Learner(ABC):
         normaliser: Normaliser,
         seeds: Sequence[int] = (0,),
         device: str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.settings = settings
         self.normaliser = normaliser
         self.scaler = Scaler(normaliser, device)
-        self.agents = Agents(seeds, device)
+        self.agents = Agents(seeds, device, ranks)
         self.build(normaliser.observation_dims, normaliser.action_dims)
 
     @classmethod
@@ -95,15 +100,32 @@ class Learner(ABC):
         Discrete actions are as many outputs as there are of them.
         """
 
-    @abstractmethod
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Takes one gradient step of each agent.
+        """Takes one update of each agent.
 
         Args:
             batch: K B rows.
 
         Returns:
             (K,) values by name, left on the device until read.
+        """
+        self.prepare()
+        found = self.step(batch, self.phase())
+        self.agents.updates += 1
+        return found
+
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to set
+        """Sets what the next update takes of the number of updates before it: learning rates."""
+
+    def phase(self) -> str:
+        """Returns which of its kinds the next update is, where updates differ in what they do."""
+        return ""
+
+    @abstractmethod
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        """Does what `update` says, and nothing that the number of updates decides but by `phase`.
+
+        So what a step does may be compiled, or captured on a device, once for each phase.
         """
 
     @abstractmethod
@@ -208,6 +230,7 @@ def make_learner(
     normaliser: Normaliser,
     seed: int | Sequence[int] = 0,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """Makes a learner by name, with freshly initialised networks.
 
@@ -217,6 +240,7 @@ def make_learner(
         normaliser: gives the sizes of inputs and outputs, too.
         seed: of the initial weights and of noise; several make as many agents side by side.
         device: where the networks live.
+        ranks: the processes that learn together.
 
     Raises:
         UnknownNameError: for an unknown algorithm or setting.
@@ -225,4 +249,4 @@ def make_learner(
     kind = learner_class(name)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     read = read_settings(kind.settings_kind, settings, name)
-    return kind.for_actions(normaliser)(read, normaliser, seeds, device)
+    return kind.for_actions(normaliser)(read, normaliser, seeds, device, ranks)

@@ -79,13 +79,12 @@ class BC(PixelLearner):
         names = ("policy",) if self.encoder is None else ("policy", "encoder")
         self.adam = agents.adam("adam", **dict.fromkeys(names, settings.learning_rate))
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step on a batch."""
         split = self.agents.split
         states = self.learned_states(batch["observations"])
         actions = split(self.scaler.to_unit(batch["actions"]))
         loss = self._loss(states, actions, split(batch["mask"].to(states)))
-        self.agents.updates += 1
         return {"policy_loss": descend(self.adam, loss)}
 
     def _loss(self, states: Tensor, actions: Tensor, mask: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from learners.base import Batch
-from learners.cql import CQL, CQLSettings
+from learners.conservative import CQLSettings
+from learners.cql import CQL
 from learners.settings import LearnerSettings, StreamNeeds
 
 

@@ -13,7 +13,8 @@ are of the networks as they were before:
     Q'   moves towards Q by tau
 
 With `lagrange` the weight is multiplied by a number that grows while the gap is above it. Only the
-discounts of the batch end a sum of rewards.
+discounts of the batch end a sum of rewards. Discrete actions have a form of their own,
+`learners.discrete_cql`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import math
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from learners.base import Batch, Transitions
+from learners.base import Batch, Learner, Transitions
+from learners.conservative import CQLSettings, add_multiplier, pressed
+from learners.discrete_cql import DiscreteCQL
 from learners.iql import critic_loss, critic_targets
 from learners.losses import masked_mean
 from learners.networks import MLP, SquashedGaussianPolicy
+from learners.normaliser import Normaliser
 from learners.optimiser import descend, frozen, move_target
 from learners.settings import LearnerSettings
 from learners.soft import (
@@ -39,47 +42,6 @@ from learners.soft import (
     several_actions,
     temperature_loss,
 )
-
-LARGEST_MULTIPLIER = 1e6
-
-
-class CQLSettings(LearnerSettings):
-    """Hyperparameters of CQL; the defaults are those of CORL for locomotion."""
-
-    weight: float = Field(default=10.0, ge=0)
-    """How much the conservative term counts."""
-    samples: int = Field(default=10, ge=1)
-    """Actions of each kind (uniform, of pi at s, of pi at s') in its sum."""
-    sharpness: float = Field(default=1.0, gt=0)
-    """Temperature of the log-sum-exp; small ones come near the maximum."""
-    lagrange: float | None = None
-    """Gap that is allowed; the weight then adapts to it. None keeps the weight."""
-    lowest_gap: float = -math.inf
-    """Gaps below it push no further (-200 for antmaze)."""
-    max_target: bool = False
-    """Bootstrap from the best of so many next actions instead of from one."""
-    entropy_target: bool = False
-    """Whether the entropy of pi at s' counts in targets."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the entropy, at first."""
-    target_entropy: float | None = None
-    """Entropy that pi is held to; None takes minus the number of action dims."""
-    tau: float = Field(default=0.005, gt=0, le=1)
-    """Share by which target critics move towards the critics at each update."""
-    hidden: tuple[int, ...] = (256, 256, 256)
-    """Widths of the critics' hidden layers."""
-    policy_hidden: tuple[int, ...] = (256, 256, 256)
-    """Widths of the policy's hidden layers."""
-    critic_rate: float = Field(default=3e-4, gt=0)
-    """Adam's rate for the twin critics, and for the multiplier of `lagrange`."""
-    policy_rate: float = Field(default=3e-5, gt=0)
-    """Adam's rate for the policy and the temperature."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this (10 for antmaze)."""
-    reward_shift: float = 0.0
-    """Then this is added (-5 for antmaze)."""
-    standardise: bool = True
-    """Standardise observations by the data's mean and standard deviation."""
 
 
 def conservative_gap(
@@ -116,6 +78,13 @@ class CQL(SoftLearner):
     settings_kind: ClassVar[type[LearnerSettings]] = CQLSettings
     settings: CQLSettings
 
+    @classmethod
+    def for_actions(cls, normaliser: Normaliser) -> type[Learner]:
+        """Returns the form for the data's kind of actions; what builds on CQL has one alone."""
+        if normaliser.choices is not None and cls is CQL:
+            return DiscreteCQL
+        return super().for_actions(normaliser)
+
     def build(self, states: int, actions: int) -> None:
         """Makes the policy, the temperature, the twin critics and their slow copies."""
         settings, agents = self.settings, self.agents
@@ -130,14 +99,14 @@ class CQL(SoftLearner):
         self.critics = agents.add("critics", critics)
         self.targets = agents.target("targets", "critics")
         rates = {"policy": rate, "temperature": rate, "critics": settings.critic_rate}
-        if settings.lagrange is not None:
-            self.multiplier = agents.add("multiplier", Temperature(agents.count, math.e))
+        self.multiplier = add_multiplier(agents, settings)
+        if self.multiplier is not None:
             rates["multiplier"] = settings.critic_rate
         self.adam = agents.adam("adam", **rates)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step on each network."""
-        agents, b = self.agents, self.transitions(batch)
+        settings, agents, b = self.settings, self.agents, self.transitions(batch)
         alpha = self.temperature()
         fresh, log_probs = self.policy.sample(b.s_t, agents.noise.normal(*b.a_t.shape[1:]))
         with frozen(self.critics):
@@ -148,11 +117,10 @@ class CQL(SoftLearner):
         q_t = self.critics(torch.cat([b.s_t, b.a_t], dim=-1)).squeeze(-1)
         fitted = critic_loss(q_t, targets, b.mask)
         gaps = self._gaps(b, q_t, self.value_floor(batch))
-        pressed, multiplier = self._pressed(gaps)
+        beyond, multiplier = pressed(gaps, settings, self.multiplier)
 
-        descend(self.adam, actor + entropy + fitted + pressed + multiplier)
-        move_target(agents.flat["targets"], agents.flat["critics"], self.settings.tau)
-        agents.updates += 1
+        descend(self.adam, actor + entropy + fitted + beyond + multiplier)
+        move_target(agents.flat["targets"], agents.flat["critics"], settings.tau)
         return {
             "policy_loss": actor.detach(),
             "critic_loss": fitted.detach(),
@@ -198,12 +166,3 @@ class CQL(SoftLearner):
         dims, sharpness = b.a_t.shape[-1], settings.sharpness
         gaps = conservative_gap(q_random, q_policy, log_policy, q_t, dims, sharpness)
         return masked_mean(gaps.clamp(min=settings.lowest_gap), b.mask[:, None])
-
-    def _pressed(self, gaps: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted gaps of the critics, and the multiplier's own loss, both (K,)."""
-        settings = self.settings
-        if settings.lagrange is None:
-            return settings.weight * gaps.sum(dim=1), torch.zeros_like(gaps[:, 0])
-        multiplier = self.multiplier().clamp(max=LARGEST_MULTIPLIER)
-        beyond = settings.weight * (gaps - settings.lagrange).sum(dim=1)
-        return multiplier.detach() * beyond, -0.5 * multiplier * beyond.detach()

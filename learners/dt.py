@@ -152,6 +152,7 @@ class DT(Learner):
     name: ClassVar[str] = "dt"
     settings_kind: ClassVar[type[LearnerSettings]] = DTSettings
     settings: DTSettings
+    acting: ClassVar[tuple[str, ...]] = ("network",)
 
     @classmethod
     def needs(cls, settings: Any) -> StreamNeeds:
@@ -166,16 +167,21 @@ class DT(Learner):
         self.network = agents.add("network", made)
         self.adam = agents.adam("adam", network=settings.learning_rate)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def prepare(self) -> None:
+        """Lets the rate rise to its height."""
+        done, settings = self.agents.updates + 1, self.settings
+        self.adam.set_rate(0, settings.learning_rate * min(1.0, done / max(settings.warm_up, 1)))
+
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step.
 
         Args:
             batch: windows, (K B, T, ...), with `returns_to_go` and `timesteps`.
+            phase: the only one.
         """
         steps, mask = self._steps(batch)
         loss = action_loss(self.network(steps), steps.actions, mask)
         self._descend(loss)
-        self.agents.updates += 1
         return {"policy_loss": loss.detach()}
 
     def _steps(self, batch: Batch) -> tuple[Steps, Tensor]:
@@ -191,15 +197,10 @@ class DT(Learner):
 
     def _descend(self, loss: Tensor) -> None:
         settings, flat = self.settings, self.agents.flat["network"]
-        done = self.agents.updates + 1
-        rate = settings.learning_rate * min(1.0, done / max(settings.warm_up, 1))
-        assert flat.grad is not None, "flat parameters have theirs from the start"
-        flat.grad.zero_()
-        torch.autograd.backward(loss.sum())
+        self.adam.gradients(loss)
         cut_gradients(self.network, self.agents.count, settings.largest_gradient)
         with torch.no_grad():
-            flat.mul_(1.0 - rate * settings.weight_decay)
-        self.adam.param_groups[0]["lr"] = rate
+            flat.mul_(1.0 - self.adam.rates[0] * settings.weight_decay)
         self.adam.step()
 
     def greedy(self, states: Tensor) -> Tensor:

@@ -127,7 +127,13 @@ class IQL(PixelLearner):
             rates["encoder"] = settings.critic_rate
         self.adam = agents.adam("adam", **rates)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def prepare(self) -> None:
+        """Lets the policy's rate decay."""
+        rate, steps = self.settings.policy_rate, self.settings.policy_decay
+        if steps:
+            self.adam.set_rate(0, cosine_rate(rate, self.agents.updates, steps))
+
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step on each network."""
         if self.encoder is not None:
             return self._update_from_pixels(batch)
@@ -170,10 +176,8 @@ class IQL(PixelLearner):
 
         actor = policy_loss(self._log_probs(held, b.a_t), weights, b.mask)
         critic = critic_loss(self.critics(pairs).squeeze(-1), targets, b.mask)
-        self._decay_policy_rate()
         descend(self.adam, actor + critic)
         move_target(agents.flat["targets"], agents.flat["critics"], settings.tau)
-        agents.updates += 1
         return {
             "value_loss": value,
             "policy_loss": actor.detach(),
@@ -203,8 +207,3 @@ class IQL(PixelLearner):
     def _values(self, states: Tensor) -> Tensor:
         values: Tensor = self.value(states)[:, 0].squeeze(-1)
         return values
-
-    def _decay_policy_rate(self) -> None:
-        rate, steps = self.settings.policy_rate, self.settings.policy_decay
-        if steps:
-            self.adam.param_groups[0]["lr"] = cosine_rate(rate, self.agents.updates, steps)

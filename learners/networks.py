@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from learners.noise import Noise
+from learners.stacked import stacked_mlp
 
 LOG_STD_MIN = -5.0
 LOG_STD_MAX = 2.0
@@ -56,6 +57,7 @@ class MLP(nn.Module):
         self.agents, self.members = len(generators), members
         self.dropout, self.noise = dropout, noise
         self.activation = ACTIVATIONS[activation]
+        self._is_plain = activation == "relu" and not layer_norm
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         self.scales = nn.ParameterList()
@@ -80,6 +82,13 @@ class MLP(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps (K, B, I) to (K, E, B, O)."""
         hidden = self._stacked(inputs)
+        if self._is_plain and not (self.dropout and self.training):
+            hidden = stacked_mlp(hidden, self._layers)
+        else:
+            hidden = self._layer_by_layer(hidden)
+        return hidden.view(self.agents, self.members, *hidden.shape[1:])
+
+    def _layer_by_layer(self, hidden: Tensor) -> Tensor:
         last = len(self._layers) - 1
         for index, (weight, bias) in enumerate(self._layers):
             hidden = torch.baddbmm(bias, hidden, weight)
@@ -90,7 +99,7 @@ class MLP(nn.Module):
                 hidden = self.activation(hidden)
                 if self.dropout and self.training:
                     hidden = self._drop(hidden)
-        return hidden.view(self.agents, self.members, *hidden.shape[1:])
+        return hidden
 
     def _stacked(self, inputs: Tensor) -> Tensor:
         """The inputs of each network, (K E, B, I)."""

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from learners.eager import uncompiled
+from learners.ranks import ALONE, Ranks
+
 _APART = 1 << 32
 """Keeps the numbers of training apart from those that made the initial weights."""
 
@@ -19,10 +22,12 @@ class Noise:
     Args:
         seeds: one per agent.
         device: where the numbers are made.
+        ranks: the processes that learn together; each takes those of its rows.
     """
 
-    def __init__(self, seeds: Sequence[int], device: str) -> None:
+    def __init__(self, seeds: Sequence[int], device: str, ranks: Ranks = ALONE) -> None:
         self.device = torch.device(device)
+        self._ranks = ranks
         self._generators = [
             torch.Generator(self.device).manual_seed(seed + _APART) for seed in seeds
         ]
@@ -33,11 +38,11 @@ class Noise:
         return self._generators
 
     def normal(self, *shape: int) -> Tensor:
-        """Returns standard normal numbers, (K, *shape) float32."""
+        """Returns standard normal numbers, (K, *shape) float32; rows are the last axis but one."""
         return self._stacked(torch.randn, shape)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Returns numbers in [0, 1), (K, *shape) float32."""
+        """Returns numbers in [0, 1), (K, *shape) float32; rows are the last axis but one."""
         return self._stacked(torch.rand, shape)
 
     def get_state(self, agent: int) -> Tensor:
@@ -48,8 +53,17 @@ class Noise:
         """Inverse of `get_state`, on a device of the same kind."""
         self._generators[agent].set_state(state)
 
+    @uncompiled  # generators are unknown there
     def _stacked(self, draw: object, shape: tuple[int, ...]) -> Tensor:
-        drawn = [
+        ranks = self._ranks
+        if ranks.size > 1 and len(shape) > 1:
+            rows = shape[-2] * ranks.size
+            drawn = self._drawn(draw, (*shape[:-2], rows, shape[-1]))
+            return drawn.narrow(-2, ranks.share(rows).start, shape[-2])
+        return self._drawn(draw, shape)
+
+    def _drawn(self, draw: object, shape: tuple[int, ...]) -> Tensor:
+        drawn: list[Tensor] = [
             draw((1, *shape), generator=generator, device=self.device)  # type: ignore[operator]
             for generator in self._generators
         ]

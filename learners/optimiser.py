@@ -8,11 +8,15 @@ take one call each, however many layers there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from learners.eager import uncompiled
+from learners.ranks import ALONE, Ranks
 
 
 def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
@@ -33,27 +37,84 @@ def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
     return flat
 
 
-def make_adam(*groups: tuple[nn.Parameter, float]) -> torch.optim.Adam:
-    """Returns a fused Adam over pairs of a flat parameter and its learning rate.
+class FlatAdam:
+    """Adam over flat parameters, each at a rate of its own.
 
-    Its moments are there from the start, so that they can be loaded in place.
+    Its moments are there from the start, so that they can be loaded in place. On a GPU rates are
+    tensors there, so that what was captured of a step follows them.
+
+    Args:
+        groups: pairs of a flat parameter and its learning rate.
+        ranks: the processes whose gradients are averaged.
     """
-    named = [{"params": [parameter], "lr": rate} for parameter, rate in groups]
-    adam = torch.optim.Adam(named, fused=True)
-    for parameter, _ in groups:
-        adam.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return adam
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[nn.Parameter, float]],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.parameters = [parameter for parameter, _ in groups]
+        self.ranks = ranks
+        self.rates: list[float | Tensor] = [
+            torch.tensor(rate, device=parameter.device) if parameter.is_cuda else rate
+            for parameter, rate in groups
+        ]
+        self.steps = [torch.zeros((), device=one.device) for one in self.parameters]
+        self.means = [torch.zeros_like(one.data) for one in self.parameters]
+        self.squares = [torch.zeros_like(one.data) for one in self.parameters]
+
+    def set_rate(self, group: int, rate: float) -> None:
+        """Sets the learning rate of one parameter."""
+        held = self.rates[group]
+        if isinstance(held, Tensor):
+            held.fill_(rate)
+        else:
+            self.rates[group] = rate
+
+    @uncompiled
+    def gradients(self, loss: Tensor) -> None:
+        """Computes the parameters' gradients of the sum of the agents' losses (K,)."""
+        for parameter in self.parameters:
+            assert parameter.grad is not None, "flat parameters have theirs from the start"
+            parameter.grad.zero_()
+        torch.autograd.backward(loss.sum())
+        for parameter in self.parameters:
+            assert parameter.grad is not None, "as above"
+            self.ranks.average(parameter.grad)
+
+    @uncompiled
+    @torch.no_grad()
+    def step(self) -> None:
+        """Moves the parameters against their gradients."""
+        for index, parameter in enumerate(self.parameters):
+            assert parameter.grad is not None, "flat parameters have theirs from the start"
+            adam(
+                [parameter.data],
+                [parameter.grad],
+                [self.means[index]],
+                [self.squares[index]],
+                [],
+                [self.steps[index]],
+                fused=True,
+                capturable=parameter.is_cuda,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=self.rates[index],
+                weight_decay=0.0,
+                eps=1e-8,
+                maximize=False,
+            )
 
 
-def descend(optimiser: torch.optim.Adam, loss: Tensor) -> Tensor:
+def make_adam(*groups: tuple[nn.Parameter, float]) -> FlatAdam:
+    """Returns an Adam over pairs of a flat parameter and its learning rate."""
+    return FlatAdam(groups)
+
+
+def descend(optimiser: FlatAdam, loss: Tensor) -> Tensor:
     """Takes one gradient step on the sum of the agents' losses (K,); returns them detached."""
-    for group in optimiser.param_groups:
-        group["params"][0].grad.zero_()
-    torch.autograd.backward(loss.sum())
+    optimiser.gradients(loss)
     optimiser.step()
     return loss.detach()
 
@@ -76,6 +137,7 @@ def cosine_rate(rate: float, step: int, steps: int) -> float:
     return rate * 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps))
 
 
+@uncompiled
 @torch.no_grad()
 def move_target(target: Tensor, source: Tensor, tau: float) -> None:
     """Moves target parameters towards the source: target += tau (source - target)."""

@@ -254,7 +254,7 @@ def out_of_fold(
         for number, batch in enumerate(torch.split(shuffled, config.batch_size)):
             done = epoch * batches + number
             rate = cosine_rate(config.learning_rate, done, config.epochs * batches)
-            optimiser.param_groups[0]["lr"] = rate
+            optimiser.set_rate(0, rate)
             seen = (folds[batch] != members).to(x.dtype)[:, :, None]  # (folds, B, 1)
             error = (network(x[None, batch])[0] - y[batch]) * seen
             descend(optimiser, error.square().mean())

@@ -132,17 +132,17 @@ class RLPD(SoftLearner):
         self.critic_adam = agents.adam("critic_adam", critics=settings.critic_rate)
         self.policy_adam = agents.adam("policy_adam", policy=rate, temperature=rate)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes `updates` gradient steps on the critics, then one on policy and temperature.
 
         Args:
             batch: K `updates` B rows.
+            phase: the only one.
         """
         agents, parts = self.agents, in_parts(self.transitions(batch), self.settings.updates)
         for b in parts:
             critic, q_t = self._update_critics(b)
             move_target(agents.flat["targets"], agents.flat["critics"], self.settings.tau)
-        agents.updates += 1
         return {
             "critic_loss": critic,
             "q": q_t.mean(dim=(1, 2)),

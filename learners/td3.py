@@ -97,18 +97,22 @@ class TD3(Learner):
     def policy_loss(self, q_t: Tensor, actions: Tensor, b: Transitions) -> Tensor:
         """Returns the policy's loss (K,) for its actions (K, B, A), worth (K, 2, B)."""
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def phase(self) -> str:
+        """Returns `both` where the policy moves, too; else `critics`."""
+        is_due = (self.agents.updates + 1) % self.settings.policy_every == 0
+        return "both" if is_due else "critics"
+
+    def step(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Takes one gradient step on the critics and, every so often, one on the policy.
 
         Between updates of the policy its loss is NaN.
         """
-        settings, agents, b = self.settings, self.agents, self.read(batch)
+        settings, b = self.settings, self.read(batch)
         rewards = b.rewards * settings.reward_scale + settings.reward_shift
         targets = critic_targets(rewards, b.discounts, self._v_tp1(b, batch))
         q_t = self.critics(torch.cat([b.s_t, b.a_t], dim=-1)).squeeze(-1)
         critic = descend(self.critic_adam, critic_loss(q_t, targets, b.mask))
-        agents.updates += 1
-        is_due = agents.updates % settings.policy_every == 0
+        is_due = phase == "both"
         return {
             "policy_loss": self._update_policy(b) if is_due else torch.full_like(critic, math.nan),
             "critic_loss": critic,

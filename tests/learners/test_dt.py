@@ -103,7 +103,7 @@ def test_the_rate_rises_to_its_full_height() -> None:
     rates = []
     for seed in range(6):
         made.update(_windows(seed))
-        rates.append(made.adam.param_groups[0]["lr"])
+        rates.append(made.adam.rates[0])
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
 
 
