@@ -149,10 +149,11 @@ def summarise(judged: Sequence[Judged]) -> list[GroupScore]:
     groups: dict[str, list[Judged]] = {}
     for one in judged:
         groups.setdefault(one.group, []).append(one)
-    return [_score(runs) for runs in groups.values()]
+    return [group_score(runs) for runs in groups.values()]
 
 
-def _score(runs: Sequence[Judged]) -> GroupScore:
+def group_score(runs: Sequence[Judged]) -> GroupScore:
+    """Returns the score of runs that count as seeds of one, judged in the same way."""
     first = runs[0].evaluation
     returns = np.array([one.evaluation.returns for one in runs])
     scored = normalized(returns, first.environment)

@@ -157,6 +157,26 @@ def stratified_interval(
     return float(low), float(high)
 
 
+def band(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Returns 95 % intervals over seeds, one for each point of their curves.
+
+    Args:
+        values: (K, P) one curve per seed.
+        seed: of the resamples, which are common to all points.
+        resamples: how many.
+
+    Returns:
+        (P, 2) float64; NaN where there is one seed.
+    """
+    K, P = values.shape
+    if K == 1:
+        return np.full((P, 2), np.nan)
+    drawn = np.random.default_rng(seed).integers(0, K, (resamples, K))
+    counts = (drawn[:, :, None] == np.arange(K)).sum(axis=1)
+    tail = 100.0 * _tail(K, LEVEL)
+    return np.asarray(np.percentile(counts @ values / K, [tail, 100.0 - tail], axis=0).T)
+
+
 def _mean(seeds: np.ndarray) -> np.ndarray:
     return np.asarray(seeds.mean(axis=-1))
 

@@ -77,7 +77,7 @@ def train(
             data=tuple(data),
             out=out if seeds == 1 else str(Path(out) / f"seed-{seed + number}"),
             steps=steps,
-            settings=_settings(set),
+            settings=read_pairs(set),
             stream=_stream_settings(stream, memory),
             batch_size=batch_size,
             seed=seed + number,
@@ -159,7 +159,7 @@ def finetune(
         "updates_per_step": updates_per_step,
         "exploration": exploration,
         "noise": noise,
-        "settings": _settings(set),
+        "settings": read_pairs(set),
         "stream": _stream_settings(stream, memory),
         "seed": seed,
         "device": device,
@@ -201,12 +201,12 @@ def finetune(
 
 
 def _stream_settings(pairs: list[str] | None, memory: str | None) -> dict[str, Any]:
-    settings = _settings(pairs, "--stream")
+    settings = read_pairs(pairs, "--stream")
     return settings if memory is None else {**settings, "memory": memory}
 
 
-def _settings(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
-    """Parses `key=value` pairs; values that read as JSON are taken so."""
+def read_pairs(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
+    """Returns `key=value` pairs; values that read as JSON are taken so."""
     import json
 
     from schemas.errors import UsageError

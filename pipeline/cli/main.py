@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.cli import (
+    ablate,
     actor,
     annotate,
     bench,
@@ -27,6 +28,7 @@ from pipeline.cli import (
     maintain,
     measure,
     names,
+    plot,
     report,
     residuals,
     runs,
@@ -65,7 +67,21 @@ def _app(
 
 for group in (
     *(demo, ingest, formats, look, names, measure, residuals, drift, report, suggest),
-    *(curate, annotate, maintain, cache, learn, evaluate, actor, runs, bench, serve, token),
+    *(
+        curate,
+        annotate,
+        maintain,
+        cache,
+        learn,
+        evaluate,
+        ablate,
+        plot,
+        actor,
+        runs,
+        bench,
+        serve,
+        token,
+    ),
 ):
     group.register(app)
 

@@ -49,28 +49,6 @@ def count_bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callab
 
 
 @contextmanager
-def stages_bar(
-    title: str, total: int, *, quiet: bool = False
-) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows one bar per stage; yields what to call with a stage, the count done and the total."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _stage, _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        tasks = {title: bar.add_task(title, total=total)}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield advance
-
-
-@contextmanager
 def learning_bar(
     title: str, total: int, *, quiet: bool = False
 ) -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:

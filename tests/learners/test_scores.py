@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from learners.scores import iqm, normalized_score, spread, stratified_interval, wilson_interval
+from learners.scores import (
+    band,
+    iqm,
+    normalized_score,
+    spread,
+    stratified_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (3, 10), (10, 10), (47, 50)])
@@ -61,3 +68,12 @@ def test_a_spread_repeats_and_adds_up() -> None:
     assert found.iqm_interval[0] < found.iqm < found.iqm_interval[1]
     assert spread(np.full((3, 4), 2.0)).interval == (2.0, 2.0)
     assert spread(values[:1]).interval != (found.mean, found.mean)
+
+
+def test_a_band_is_the_interval_over_seeds_at_each_point() -> None:
+    values = np.random.default_rng(4).normal(size=(6, 3)) * [1.0, 2.0, 0.0]
+    found = band(values, resamples=20_000)
+    for point in range(3):
+        expected = stratified_interval(values[:, [point]], resamples=20_000)
+        assert found[point] == pytest.approx(expected, abs=0.05)
+    assert np.isnan(band(values[:1])).all()
