@@ -23,6 +23,7 @@ STATUS = {
     "bad_put": 422,
     "bad_episode": 422,
     "spec_mismatch": 422,
+    "untrusted": 422,  # a policy that is none; damage of the store has a kind of its own
     "unauthenticated": 401,
     "forbidden": 403,
     "busy": 429,

@@ -73,7 +73,7 @@ def test_who_may_publish(port: Port) -> None:
 @pytest.mark.parametrize("data", [b"\x80\x04.", b"", b"{}"])
 def test_what_is_no_policy_is_refused(port: Port, data: bytes) -> None:
     answer = port.ask("PUT", "/v1/policies/iql-9/1", "curate", content=data, headers=OCTETS)
-    assert answer.json()["error"]["kind"] == "untrusted"
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (422, "untrusted")
 
 
 # -- heartbeats ----------------------------------------------------------------------------------
