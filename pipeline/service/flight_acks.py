@@ -1,12 +1,13 @@
-"""Acknowledgements of one stream of puts, written in order by a thread of their own.
+"""Acknowledgements of one stream of puts, in order, written by a thread that serves all streams.
 
 Reading puts must not wait for the disk, nor the disk for a client that does not read. One message
-acknowledges every put through the one it names; so whatever became safe together is told at once,
-and the thread wakes once for it: waking is what costs most.
+acknowledges every put through the one it names; so whatever became safe together is told at once.
+Who writes it is `teller`'s business.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -20,16 +21,16 @@ from pipeline.service.flight_errors import fault_of
 from pipeline.service.intake import Taken
 from pipeline.service.state import ControlState
 from pipeline.service.tokens import Token, stream_of
-from schemas.errors import OutOfTimeError, PenstockError
+from schemas.errors import PenstockError
 from schemas.pulls import Ack, Fault
 from schemas.rollouts import PutHeader
 
+logger = logging.getLogger(__name__)
 WAITING = 256
 """Puts of a stream that may wait for their acknowledgement; then it is not read on."""
-_LOOK_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unacked:
     """A put that was taken."""
 
@@ -41,7 +42,7 @@ class Unacked:
 
 
 class Acks:
-    """The thread of one stream."""
+    """What one stream is to be told."""
 
     def __init__(
         self,
@@ -63,130 +64,115 @@ class Acks:
         self._level = level
         self._token = token
         self._changed = threading.Condition()
+        self._telling = threading.Lock()
+        """Held while the client is told something, and for good once the stream is over."""
         self._waiting: deque[Unacked] = deque()
         """In order. What is safe is told from the front, nothing past one that is not."""
-        self._is_woken = False
-        self._is_ending = False
-        self.error: PenstockError | None = None
+        self.error: Exception | None = None
         """Why nothing more will be acknowledged."""
         self._is_leaving = False
+        self._has_left = False
+        self._is_held_up = False
+        """True while somebody waits for puts to be told."""
         self._has_gone = False
         self._last = Ack(sequence=-1, offset=-1, server=state.log.server)
-        self._thread = threading.Thread(target=self._run, name="acks", daemon=True)
-        self._thread.start()
+
+    # -- for the reader of the stream ----------------------------------------------------------
 
     def add(self, one: Unacked) -> None:
-        """Queues a put; waits while too many do."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < WAITING or self.error)
-            if self.error is not None:
-                return
-            self._waiting.append(one)
-        pending = one.taken.pending
-        if self._level == "received" or pending is None:
-            self._wake()
-        else:
-            pending.add_done_callback(self._wake)
+        """Queues a put."""
+        self._waiting.append(one)
 
-    def leave(self) -> None:
-        """Tells the client that the service is about to end."""
-        self._is_leaving = True
-        self._wake()
+    def wait_for_room(self) -> None:
+        """Waits while too many puts are to be told."""
+        if len(self._waiting) >= WAITING:
+            self._wait_until(WAITING)
 
     def finish(self) -> None:
-        """Returns when all that was queued is told, or never will be."""
-        self._is_ending = True
-        self._wake()
-        self._thread.join()
+        """Returns when all that was queued is told, or never will be; nothing is told after it."""
+        self._wait_until(1)
+        self._telling.acquire()
 
-    # -- the thread ----------------------------------------------------------------------------
+    def needs_no_wait(self, one: Unacked) -> bool:
+        """True for a put that nobody will be told of: it was safe when it came."""
+        pending = one.taken.pending
+        return self._level == "received" or pending is None or pending.is_settled
 
-    def _wake(self, _: object = None) -> None:
-        if self._is_woken:
-            return  # the thread has not looked since, so it will see this, too
+    def leave(self) -> None:
+        """Will tell the client that the service is about to end."""
+        self._is_leaving = True
+
+    def _wait_until(self, fewer: int) -> None:
         with self._changed:
-            self._is_woken = True
-            self._changed.notify_all()
+            self._is_held_up = True
+            self._changed.wait_for(lambda: len(self._waiting) < fewer or self.error is not None)
+            self._is_held_up = False
 
-    def _run(self) -> None:
-        has_left = False
-        while True:
-            with self._changed:
-                if self._is_ending and (not self._waiting or self.error):
-                    return
-                self._changed.wait_for(lambda: self._is_woken)
-                self._is_woken = False
-            has_told = self._acknowledge()
-            if self._is_leaving and not has_left:
-                has_left = True
-                if not has_told:
-                    self._tell()
+    # -- for the teller: one thread at a time --------------------------------------------------
 
-    def _acknowledge(self) -> bool:
-        """Tells what is safe; returns whether that was anything."""
-        told: list[Unacked] = []
-        has_told = False
+    @property
+    def has_news(self) -> bool:
+        """True if there may be something to tell."""
+        if self._is_leaving and not self._has_left:
+            return True
+        return bool(self._waiting) and self.error is None
+
+    def tell(self) -> None:
+        """Tells what is safe by now; may wait for a client that does not read."""
+        if not self._telling.acquire(blocking=False):
+            return  # the stream is over
         try:
-            while (head := self._head()) is not None:
-                if self._level == "store" and head.taken.is_end:
-                    has_told = self._tell_of(told) or has_told
-                    told = []
-                    self._wait(head)
-                elif not self._is_safe(head):
-                    break
-                told.append(head)
-                with self._changed:
-                    self._waiting.popleft()
-                    self._changed.notify_all()
-        except PenstockError as error:
+            self._tell()
+        except Exception as error:  # it ends this stream, not the thread that others need
+            logger.exception("a stream of puts could not be told")
             with self._changed:
                 self.error = error
                 self._changed.notify_all()
-            return self._tell_of(told, fault_of(error))
-        return self._tell_of(told) or has_told
+        finally:
+            self._telling.release()
 
-    def _head(self) -> Unacked | None:
-        with self._changed:
-            return self._waiting[0] if self._waiting and self.error is None else None
+    def _tell(self) -> None:
+        told: list[Unacked] = []
+        failure: PenstockError | None = None
+        try:
+            while len(told) < len(self._waiting) and self._is_safe(self._waiting[len(told)]):
+                told.append(self._waiting[len(told)])
+        except PenstockError as error:
+            failure = error
+        if told or failure is not None:
+            self._tell_of(told, None if failure is None else fault_of(failure))
+        elif self._is_leaving and not self._has_left:
+            self._write()
+        for _ in told:
+            self._waiting.popleft()
+        self.error = failure
+        if self._is_held_up or failure is not None:
+            with self._changed:
+                self._changed.notify_all()
 
     def _is_safe(self, one: Unacked) -> bool:
         """True for a put that may be told; raises what it failed with."""
-        pending = one.taken.pending
-        if self._level != "received" and pending is not None:
-            if not pending.is_settled:
-                return False
-            pending.result(0)
-        return True
+        return self._state.log.is_safe(one.taken, self._level)
 
-    def _tell_of(self, told: list[Unacked], error: Fault | None = None) -> bool:
+    def _tell_of(self, told: list[Unacked], error: Fault | None) -> None:
         """Tells what is safe, and what is wrong: who waits sends nothing that could be answered."""
-        if not told and error is None:
-            return False
         said: dict[str, object] = {"error": error}
         if told:
             newest = told[-1]
             said |= {"sequence": newest.header.sequence, "offset": newest.taken.offset}
         self._last = self._last.model_copy(update=said)
-        self._tell()
+        self._write()
         self._count(told)
-        return True
 
-    def _wait(self, one: Unacked) -> None:
-        while True:
+    def _write(self) -> None:
+        is_leaving = self._is_leaving
+        if not self._has_gone:
+            said = self._last.model_copy(update={"is_draining": True}) if is_leaving else self._last
             try:
-                self._state.log.wait(one.taken, self._level, _LOOK_SECONDS)
-            except OutOfTimeError:
-                continue  # the disk, or the next seal, takes its time
-            return
-
-    def _tell(self) -> None:
-        if self._has_gone:
-            return
-        said = self._last.model_copy(update={"is_draining": self._is_leaving})
-        try:
-            self._writer.write(pa.py_buffer(said.encoded()))
-        except (pa.ArrowException, OSError):
-            self._has_gone = True  # what it sent stays; it will ask again
+                self._writer.write(pa.py_buffer(said.encoded()))
+            except (pa.ArrowException, OSError):
+                self._has_gone = True  # what it sent stays; it will ask again
+        self._has_left = is_leaving
 
     def _count(self, told: list[Unacked]) -> None:
         metrics, now = self._state.metrics, time.monotonic()

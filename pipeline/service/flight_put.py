@@ -19,6 +19,7 @@ from pipeline.service.flight_auth import Caller, write_deed
 from pipeline.service.flight_errors import flight_error, unreadable
 from pipeline.service.intake import Taken
 from pipeline.service.state import ControlState
+from pipeline.service.teller import Teller
 from pipeline.service.tokens import Token, check_producer
 from schemas.errors import BusyError, PenstockError, PutError
 from schemas.pulls import PutStream, read_said
@@ -35,6 +36,8 @@ class Streams:
         self._state = state
         self._lock = threading.Lock()
         self._open: set[Acks] = set()
+        self._teller = Teller()
+        state.log.listen(self._teller.wake)
         self.is_draining = False
 
     def leave(self) -> None:
@@ -44,6 +47,7 @@ class Streams:
             waiting = list(self._open)
         for acks in waiting:
             acks.leave()
+        self._teller.wake()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -61,11 +65,12 @@ class Streams:
             level = read_said(PutStream, command or b"{}").ack
             with self._state.quotas.stream(token):
                 acks = Acks(self._state, writer, level, token)
+                self._enter(acks)
                 try:
-                    self._enter(acks)
-                    stream.read(reader, acks)
+                    stream.read(reader, acks, self._teller)
                 finally:
                     acks.finish()
+                    self._teller.let_go(acks)
                     with self._lock:
                         self._open.discard(acks)
                 if acks.error is not None:
@@ -83,6 +88,7 @@ class Streams:
             if self.is_draining:
                 raise BusyError("Expected a service that stays, this one is about to end.")
             self._open.add(acks)
+        self._teller.serve(acks)
 
 
 class _Stream:
@@ -94,7 +100,7 @@ class _Stream:
         self._context = context
         self.episode_id: str | None = None
 
-    def read(self, reader: Any, acks: Acks) -> None:
+    def read(self, reader: Any, acks: Acks, teller: Teller) -> None:
         """Hands every put to the log."""
         for data, rows in _chunks(reader):
             came_at = time.monotonic()
@@ -106,7 +112,11 @@ class _Stream:
             check_producer(self._caller.token, header.producer)
             size = rows.get_total_buffer_size()
             taken = self._patiently(self._take, header, rows, size)
-            acks.add(Unacked(header, taken, size, rows.num_rows, came_at))
+            acks.wait_for_room()
+            one = Unacked(header, taken, size, rows.num_rows, came_at)
+            acks.add(one)
+            if acks.needs_no_wait(one):
+                teller.wake()
             self.episode_id = None
 
     def _take(self, header: PutHeader, rows: pa.RecordBatch, size: int) -> Taken:

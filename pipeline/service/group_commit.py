@@ -21,15 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.service.pending import Pending
-from pipeline.service.records import (
-    HEADER_BYTES,
-    MAX_PAYLOAD,
-    Bytes,
-    Kind,
-    header,
-    padding,
-    record_bytes,
-)
+from pipeline.service.records import HEADER_BYTES, MAX_PAYLOAD, Bytes, Kind, header, padding
 from pipeline.service.segments import Place, Segments
 from schemas.errors import (
     BusyError,
@@ -43,6 +35,7 @@ GROUP_BYTES = 16 << 20
 """What one group holds at most, unless a single record is larger."""
 QUEUE_BYTES = 256 << 20
 """What may wait to be written."""
+_SEGMENT = Kind.SEGMENT
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,7 @@ class GroupCommit:
         on_refused: Callable[[], None] = lambda: None,
         on_failed: Callable[[LogFailedError], None] = lambda _: None,
         on_written: Callable[[Written], None] = lambda _: None,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins to write.
 
@@ -74,18 +68,23 @@ class GroupCommit:
             on_refused: called when a full disk refused records, before those who wait for them
                 are told.
             on_failed: called once, when the log has failed.
-            on_written: called after each group.
+            on_written: called after each group that was written.
+            on_settled: called after each group, once all who wait for one of its records were
+                told, whatever they were told.
         """
         self._segments = segments
         self._on_refused = on_refused
         self._on_failed = on_failed
         self._on_written = on_written
+        self._on_settled = on_settled
         self._changed = threading.Condition()
         self._queue: deque[Pending] = deque()
         self._queued_bytes = 0
         self._next = self._durable = first
         self._failure: LogFailedError | None = None
         self._is_closing = False
+        self._is_idle = False
+        """True while the thread waits for records."""
         self.refusals = 0
         """How often a full disk refused records."""
         self._thread = threading.Thread(target=self._run, name="penstock-wal", daemon=True)
@@ -136,8 +135,10 @@ class GroupCommit:
             pending.offset = self._next
             self._next += 1
             self._queue.append(pending)
-            self._queued_bytes += record_bytes(pending.length)
-            self._changed.notify()
+            self._queued_bytes += pending.size
+            if self._is_idle:
+                self._is_idle = False
+                self._changed.notify()
         return pending
 
     def close(self) -> None:
@@ -161,20 +162,22 @@ class GroupCommit:
         """Returns what to write next, a segment at most; nothing when the log is closed."""
         with self._changed:
             while not self._queue and not self._is_closing:
+                self._is_idle = True
                 self._changed.wait()
+            self._is_idle = False
             group: list[Pending] = []
             size = 0
             while self._queue:
                 following = self._queue[0]
-                size += record_bytes(following.length)
-                if group and (size > GROUP_BYTES or following.kind is Kind.SEGMENT):
+                size += following.size
+                if group and (size > GROUP_BYTES or following.kind is _SEGMENT):
                     break
                 group.append(self._queue.popleft())
-                self._queued_bytes -= record_bytes(following.length)
+                self._queued_bytes -= following.size
             return group
 
     def _commit(self, group: list[Pending]) -> None:
-        if not self._segments.is_begun and group[0].kind is not Kind.SEGMENT:
+        if not self._segments.is_begun and group[0].kind is not _SEGMENT:
             self._refuse(group)  # the segment that they are for was refused just now
             return
         try:
@@ -193,7 +196,8 @@ class GroupCommit:
             pending.place = place
         for pending in group:
             pending.settle(None)
-        written = sum(record_bytes(pending.length) for pending in group)
+        self._on_settled()
+        written = sum([pending.size for pending in group])
         self._on_written(Written(len(group), written, seconds))
 
     def _write(self, group: list[Pending]) -> list[Place]:
@@ -202,10 +206,12 @@ class GroupCommit:
         size = 0
         for one in group:
             head = header(one.kind, one.length, one.offset, self._durable, one.payload_crc)
-            buffers += [head, *one.parts, padding(one.length)]
+            buffers += (head, *one.parts)
+            if one.length + HEADER_BYTES != one.size:
+                buffers.append(padding(one.length))
             starts.append(size + HEADER_BYTES)
-            size += record_bytes(one.length)
-        if group[0].kind is Kind.SEGMENT:
+            size += one.size
+        if group[0].kind is _SEGMENT:
             self._segments.begin(group[0].offset)
         segment, begun = self._segments.write(buffers)
         return [
@@ -226,6 +232,7 @@ class GroupCommit:
         error = _full(str(self._segments.folder))
         for pending in refused:
             pending.settle(error)
+        self._on_settled()
 
     def _fail(self, group: list[Pending], error: Exception) -> None:
         failure = LogFailedError(
@@ -239,6 +246,7 @@ class GroupCommit:
             self._queue.clear()
         for pending in waiting:
             pending.settle(failure)
+        self._on_settled()
         self._on_failed(failure)
 
 

@@ -21,7 +21,7 @@ from pipeline.service.assemble import Growing, Piece
 from pipeline.service.group_commit import GroupCommit, Written
 from pipeline.service.pending import Pending
 from pipeline.service.reading import digest_of, episode_of_pieces
-from pipeline.service.records import Bytes, Kind, record_bytes
+from pipeline.service.records import Bytes, Kind
 from pipeline.service.recover import Recovered, segment_payload
 from pipeline.service.segments import Segments
 from pipeline.store.ids import Seen
@@ -119,6 +119,8 @@ class Intake:
         self._branch = branch
         self._config = config
         self._hooks = hooks
+        self.listeners: list[Callable[[], None]] = []
+        """Called whenever records were settled, from the log's own thread."""
         self._refusals = 0
         self._held_bytes = 0
         self._segment_left = 0
@@ -129,6 +131,7 @@ class Intake:
             on_refused=self._forget_refused,
             on_failed=self._on_failed,
             on_written=self._on_written,
+            on_settled=self._on_settled,
         )
 
     def put(self, header: PutHeader, rows: pa.RecordBatch) -> Taken:
@@ -150,7 +153,7 @@ class Intake:
         check_rows(rows, check_schema(rows.schema, self._config.limits), self._config.limits)
         parts = payload.encode(header, rows)
         pending = Pending(Kind.PUT, parts)
-        piece = Piece(-1, rows.num_rows, record_bytes(pending.length), rows, pending)
+        piece = Piece(-1, rows.num_rows, pending.size, rows, pending)
         if header.end:
             return self._end(header, piece, parts)
         with self.changed:
@@ -292,7 +295,7 @@ class Intake:
         if self._segment_left <= 0:
             self._begin_segment()
         self.group.append(pending, refusals=self._refusals)
-        self._segment_left -= record_bytes(pending.length)
+        self._segment_left -= pending.size
 
     def _begin_segment(self) -> Pending:
         says = segment_payload(self.server, self.sealed, self.producers)
@@ -312,6 +315,10 @@ class Intake:
             self._refusals += 1
             self._segment_left = 0
             self.episodes.drop_of(self.producers.forget_refused())
+
+    def _on_settled(self) -> None:
+        for listener in self.listeners:
+            listener()
 
     def _on_failed(self, error: LogFailedError) -> None:
         with self.changed:

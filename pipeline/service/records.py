@@ -64,7 +64,7 @@ def checksum(parts: Sequence[Bytes]) -> int:
     value = 0
     for part in parts:
         # The library takes read-only buffers, but no memoryview.
-        plain = part if isinstance(part, bytes | pa.Buffer) else pa.py_buffer(part)
+        plain = pa.py_buffer(part) if isinstance(part, memoryview) else part
         value = google_crc32c.extend(value, plain)
     return int(value)
 

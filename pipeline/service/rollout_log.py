@@ -176,6 +176,27 @@ class RolloutLog:
             self.wait_sealed(taken.offset, left)
         return taken.offset
 
+    def is_safe(self, taken: Taken, ack: Ack) -> bool:
+        """True once a put is as safe as asked: what `wait` waits for.
+
+        Raises:
+            DiskFullError, LogFailedError: see `wait`.
+        """
+        pending = taken.pending
+        if ack != "received" and pending is not None:
+            if not pending.is_settled:
+                return False
+            pending.result(0)
+        if ack != "store" or not taken.is_end or self.sealed_through >= taken.offset:
+            return True
+        if self._intake.group.failure is not None:
+            raise self._intake.group.failure
+        return False
+
+    def listen(self, call: Callable[[], None]) -> None:
+        """Calls back, from the log's own thread, whenever puts may have become safer."""
+        self._intake.listeners.append(call)
+
     def push(self, puts: Sequence[Put], ack: Ack = "durable", timeout: float = ACK_SECONDS) -> int:
         """Takes puts of one producer in order; returns the last one's offset once all are safe.
 

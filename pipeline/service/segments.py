@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,12 +194,12 @@ class Segments:
         """Appends bytes to the segment; returns its first offset and where they begin."""
         assert self._current is not None
         file, begun = self._current, self._current.size
-        waiting = [memoryview(one) for one in buffers if len(memoryview(one))]
+        waiting = deque(view for one in buffers if (view := memoryview(one)).nbytes)
         while waiting:
-            written = os.writev(file.handle, waiting[:_MOST_BUFFERS])
+            written = os.writev(file.handle, list(itertools.islice(waiting, _MOST_BUFFERS)))
             file.size += written
             while waiting and written >= waiting[0].nbytes:
-                written -= waiting.pop(0).nbytes
+                written -= waiting.popleft().nbytes
             if waiting and written:
                 waiting[0] = waiting[0].cast("B")[written:]
         return file.first, begun
