@@ -228,8 +228,9 @@ class ARSQ(GridLearner):
         made = taken(advantages, choices)
         q_t = self.values(b.s_t).squeeze(-1) + made.sum(dim=-1)  # (K, 2, B)
         bellman = critic_loss(q_t, targets, b.mask)
-        demonstrated = (b.mask * self.demonstrated(batch))[:, None]
-        lead = masked_mean(self._lead(advantages, choices), demonstrated).sum(dim=-1)
+        demonstrated, weight = self.demonstrated(batch, b.mask)
+        lead = masked_mean(self._lead(advantages, choices), demonstrated[:, None])
+        lead = weight * lead.sum(dim=-1)
         descend(
             self.adam,
             settings.bellman_weight * bellman + settings.demonstration_weight * lead,

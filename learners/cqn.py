@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from learners.base import Batch, Transitions
 from learners.codec import Codec, middle
+from learners.eager import uncompiled
 from learners.grid import GridLearner, GridSettings
 from learners.losses import masked_mean
 from learners.networks import MLP
-from learners.optimiser import descend, move_target
+from learners.optimiser import move_target
 from learners.settings import LearnerSettings
 
 FIRST_SCALE = 0.01
@@ -179,7 +180,7 @@ def projected(probs: Tensor, rewards: Tensor, discounts: Tensor, support: Tensor
         As `probs`.
     """
     moved = rewards[..., None] + discounts[..., None] * support
-    moved = moved.clamp(float(support[0]), float(support[-1]))  # (K, B, atoms)
+    moved = moved.clamp(support[0], support[-1])  # (K, B, atoms)
     apart = (moved[..., :, None] - support).abs() / (support[1] - support[0])
     shares = (1.0 - apart).clamp(min=0.0)  # (K, B, atoms from, atoms to)
     return (probs.flatten(2, -2) @ shares).view(probs.shape)
@@ -223,6 +224,13 @@ def margin_loss(q: Tensor, taken: Tensor, margin: float, mask: Tensor) -> Tensor
     return masked_mean(short.clamp(min=0.0).mean(dim=(-3, -2, -1)), mask)
 
 
+@uncompiled
+@torch.no_grad()
+def shrink(weights: Tensor, share: float) -> None:
+    """Takes a share off weights, in place."""
+    weights.mul_(1.0 - share)
+
+
 class CQN(GridLearner):
     """Coarse-to-fine Q-network."""
 
@@ -236,8 +244,7 @@ class CQN(GridLearner):
         critic = LevelCritic(features, self.codec, settings, agents.initial)
         self.critic = agents.add("critic", critic)
         self.policy = cast(LevelCritic, agents.target("policy", "critic"))
-        self.learned = self.rates(critic=settings.critic_rate)
-        self.adam = agents.adam("adam", **self.learned)
+        self.adam = agents.adam("adam", **self.rates(critic=settings.critic_rate))
         self.support = torch.linspace(
             settings.value_low, settings.value_high, settings.atoms, device=self.scaler.device
         )
@@ -253,9 +260,9 @@ class CQN(GridLearner):
         taken, q = chosen(probs, choices), probs @ self.support
         q_t = taken @ self.support
         critic = critic_loss(chosen(log_probs, choices), targets, b.mask)
-        demonstrated = b.mask * self.demonstrated(batch)
+        demonstrated, weight = self.demonstrated(batch, b.mask)
         shown = dominance_loss(probs, taken, demonstrated)
-        shown = shown + margin_loss(q, q_t, settings.margin, demonstrated)
+        shown = weight * (shown + margin_loss(q, q_t, settings.margin, demonstrated))
         self._descend(settings.critic_weight * critic + settings.demonstration_weight * shown)
         move_target(agents.flat["policy"], agents.flat["critic"], settings.tau)
         return {
@@ -272,12 +279,11 @@ class CQN(GridLearner):
         return projected(a_tp1, self.rewards(b.rewards), b.discounts, self.support)
 
     def _descend(self, loss: Tensor) -> None:
-        shrink = self.settings.critic_rate * self.settings.decay
-        flats = [self.agents.flat[name] for name in self.learned]
-        shrunk = [flat.detach() * shrink for flat in flats]
-        descend(self.adam, loss)
-        for flat, less in zip(flats, shrunk, strict=True):
-            flat.data.sub_(less)
+        share = self.settings.critic_rate * self.settings.decay
+        self.adam.gradients(loss)
+        for parameter in self.adam.parameters:
+            shrink(parameter, share)
+        self.adam.step()
 
     @torch.no_grad()
     def greedy(self, states: Tensor) -> Tensor:

@@ -109,15 +109,19 @@ class GridLearner(PixelLearner):
         """Returns rewards as they are learned from."""
         return rewards * self.settings.reward_scale + self.settings.reward_shift
 
-    def demonstrated(self, batch: Batch) -> Tensor:
-        """Returns 1 where a row is of a demonstration, (K, B) float32.
+    def demonstrated(self, batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns 1 where a row counts and is of a demonstration, (K, B), and their weight (K,).
 
-        A stream of one source does not say so: all of it is.
+        A stream of one source does not say so: all of it is. Means over those rows of each of
+        several processes, times its weight, average to the mean over all of theirs.
         """
         flags = batch.get("is_demonstration")
         if flags is None:
             flags = torch.ones_like(batch["mask"])
-        return self.agents.split(torch.as_tensor(flags).to(self.scaler.device, torch.float32))
+        found = mask * self.agents.split(torch.as_tensor(flags).to(mask))
+        count = found.sum(dim=-1)
+        everywhere = self.agents.ranks.average(count.clone())
+        return found, count / everywhere.clamp(min=1.0 / self.agents.ranks.size)
 
 
 def codec_of(settings: GridSettings, normaliser: Normaliser, device: str) -> Codec:
