@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,22 +56,37 @@ def replay(run: str, step: int) -> Replayed:
         NotFoundError: if there is no run, or a version is gone.
         UsageError: if the run had not come that far.
     """
+    return next(replays(run, step))
+
+
+def replays(run: str, first: int = 0) -> Iterator[Replayed]:
+    """Yields a run's batches from one update to the last that the checkpoint knows of.
+
+    Args:
+        run: folder of the run, or a checkpoint of it.
+        first: number of the update, counted from 0 within this run.
+
+    Raises:
+        NotFoundError: if there is no run, or a version is gone.
+        UsageError: if the run had not come that far.
+    """
     checkpoint = load_checkpoint(Path(run))
     document = checkpoint.document
     if document.get("stream") is None:
         raise UsageError("Expected a run that has drawn batches, came one without.", where=run)
     last = int(document["stream"]["step"])
-    if not 0 <= step < last:
-        raise UsageError(f"Expected a step from 0 to {last - 1}, came {step}.", where=run)
+    if not 0 <= first < last:
+        raise UsageError(f"Expected a step from 0 to {last - 1}, came {first}.", where=run)
     stream = _opened(document, _needs(checkpoint))
-    stream.load_state_dict({**document["stream"], "step": step})
-    versions = tuple(f"{v.store.url}@{v.id}" for v, _ in stream.members)
-    batch = {
-        name: plain(rows)
-        for root, value in next(stream).items()
-        for name, rows in flatten(root, value).items()
-    }
-    return Replayed(run, step, versions, batch)
+    stream.load_state_dict({**document["stream"], "step": first})
+    for step in range(first, last):
+        versions = tuple(f"{v.store.url}@{v.id}" for v, _ in stream.members)
+        batch = {
+            name: plain(rows)
+            for root, value in next(stream).items()
+            for name, rows in flatten(root, value).items()
+        }
+        yield Replayed(run, step, versions, batch)
 
 
 def _needs(checkpoint: Checkpoint) -> StreamNeeds:

@@ -12,7 +12,7 @@ import torch
 
 from learners.checkpoint import load_checkpoint
 from learners.finetune import FinetuneConfig, finetune
-from learners.replay import replay
+from learners.replay import replay, replays
 from learners.run import Progress
 from learners.sampling import as_rows, check_stream
 from learners.train import TrainConfig, train
@@ -165,9 +165,13 @@ def test_a_run_that_follows_a_branch_reads_what_it_had_decided(
     assert len(versions) == 2
     again = Stream(store.url, run=name, batch_size=32, framework="numpy")
     drawn = [next(again)["indices"] for _ in range(120)]
+    for made in replays(str(tmp_path / "run")):
+        np.testing.assert_array_equal(made.batch["indices"], drawn[made.step])
+    assert made.step == 119
     for step in (0, 70, 119):
         found = replay(str(tmp_path / "run"), step)
         np.testing.assert_array_equal(found.batch["indices"], drawn[step])
+    assert (found.rows, found.versions) == (made.rows, made.versions)
 
 
 # -- successes join the demonstrations -------------------------------------------------------------

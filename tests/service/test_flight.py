@@ -31,6 +31,7 @@ from schemas.pulls import (
     read_said,
 )
 from schemas.puts import Put, puts_of
+from tests.reliability.figures import tell
 from tests.reliability.sizes import size
 from tests.service.ports import Port, episode, service_in
 
@@ -325,6 +326,7 @@ def test_hostile_puts(data: Data) -> None:
     assert not any("Traceback" in one or ".py" in one for one in told)
     data.send(wire(whole(episode("after"), "after")))
     assert data.tail()[-1] == "after"
+    tell("fuzzed puts", puts=number + 1, refused=refused)
 
 
 def _mutated(data: bytes, rng: np.random.Generator) -> bytes:

@@ -17,6 +17,7 @@ from pipeline.service.control import control_app
 from pipeline.service.state import ControlState
 from pipeline.store.store import open_store
 from schemas.errors import DamagedStoreError, PenstockError
+from tests.reliability.figures import tell
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
 from tests.store.makers import hashes
 
@@ -160,6 +161,7 @@ def test_mutated_arrow_streams(port: Port):
             checked(port, answer)
     assert port.ask("GET", "/healthz", None).status_code == 200
     assert accepted < count
+    tell("fuzzed bodies", bodies=count, taken=accepted)
 
 
 @pytest.mark.parametrize(
