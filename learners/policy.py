@@ -1,24 +1,25 @@
 """Policies as learners publish them and actors take them up: the part of a learner that acts.
 
-A published policy is a checkpoint with the tensors of the network `policy` alone, without
-optimisers and critics: a safetensors file of some hundred kilobytes. Nothing in it can be run.
+A published policy is a checkpoint with the tensors of the networks that act alone, without
+optimisers and, for most, critics: a safetensors file of some hundred kilobytes, or of megabytes
+where it sees pictures. Nothing in it can be run.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from learners.base import Learner, make_learner
 from learners.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint, snapshot
 from pipeline.store.policies import read_header
 from schemas.errors import PenstockError, UntrustedError
 
-NETWORK = "policy/"
-"""Every algorithm calls the network that acts so."""
 MAX_PARAMETERS = 1 << 26
 
 
@@ -31,8 +32,7 @@ def encode_policy(learner: Learner, run: str, step: int) -> bytes:
         step: updates that made it.
     """
     whole = snapshot(learner, step, {"kind": "policy", "run": run})
-    acting = {name: t for name, t in whole.tensors.items() if name.startswith(NETWORK)}
-    return encode_checkpoint(replace(whole, tensors=acting))
+    return encode_checkpoint(replace(whole, tensors=_of_policy(learner, whole.tensors)))
 
 
 def decode_policy(data: bytes, run: str) -> tuple[Learner, int]:
@@ -56,6 +56,11 @@ def decode_policy(data: bytes, run: str) -> tuple[Learner, int]:
         raise _unfit(f"{type(error).__name__}: {error}"[:300]) from None
 
 
+def _of_policy(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the networks that act."""
+    return {name: t for name, t in tensors.items() if name.split("/")[0] in learner.acting}
+
+
 def _acting(checkpoint: Checkpoint) -> Learner:
     """A learner whose other networks are as they were initialised: they do not act."""
     came = checkpoint.tensors
@@ -63,7 +68,7 @@ def _acting(checkpoint: Checkpoint) -> Learner:
         raise _unfit("one that is too large")
     learner = _blank(checkpoint)
     state = learner.state()
-    wanted = {name: t for name, t in state.items() if name.startswith(NETWORK)}
+    wanted = _of_policy(learner, state)
     shapes = [{name: (t.shape, t.dtype) for name, t in one.items()} for one in (wanted, came)]
     if shapes[0] != shapes[1]:
         raise _unfit("tensors of other shapes than its settings say")
