@@ -22,10 +22,14 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The fault programme in full: crash states, kill -9, failing system calls, model, mutants.
+# The fault programme in full: crash states, kill -9, failing system calls, model, mutants, networks
+# that fail, fuzzed requests, floods.
 test-reliability: $(READY)
 	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 1200 \
-		tests/reliability tests/store/test_maintenance_*.py tests/service/test_log_*.py
+		tests/reliability tests/store/test_maintenance_*.py tests/service/test_log_*.py \
+		tests/service/test_server_kills.py tests/service/test_network.py \
+		tests/service/test_flight.py tests/service/test_hostile.py tests/service/test_fuzz.py \
+		tests/service/test_flood.py
 
 # A server under half its peak for SOAK_MINUTES (30): nothing may grow, no episode may be missing.
 soak: $(READY)

@@ -291,6 +291,7 @@ def test_streams_are_counted(data: Data) -> None:
     assert data.send(wire(whole(episode("f"), "b")), "one")["offset"] > 0
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_hostile_puts(data: Data) -> None:
     """Headers, schemas and buffers of any kind: a kind of our tree each time, and nothing kept."""
     rng = np.random.default_rng(0)

@@ -139,6 +139,7 @@ def request(chance: random.Random, port: Port) -> tuple[str, str, dict[str, Any]
     return method, path, {**more, "headers": headers}
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_no_request_meets_a_bug(port: Port) -> None:
     chance = random.Random(11)
     statuses: Counter[int] = Counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.service.state import ControlState
 from pipeline.store.store import open_store
 from schemas.errors import DamagedStoreError, PenstockError
 from tests.reliability.figures import tell
+from tests.reliability.sizes import size
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
 from tests.store.makers import hashes
 
@@ -143,11 +143,12 @@ def test_queries_are_strict(port: Port, unchanged, query: str):
         checked(port, port.ask("GET", f"{path}?{query}"))
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_mutated_arrow_streams(port: Port):
     rng = random.Random(7)
     sound = body_of(episode("fuzz", length=6))
     accepted = 0
-    count = 20_000 if os.environ.get("PENSTOCK_LONG") else 100
+    count = size(100, 20_000)
     for _ in range(count):
         body = bytearray(sound)
         for _ in range(rng.choice((1, 1, 2, 8))):

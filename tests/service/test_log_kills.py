@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from schemas.identity import digest
 from tests.reliability.figures import tell
 from tests.reliability.sizes import size
@@ -20,6 +22,7 @@ from tests.service.logs import store_at
 KILLS = size(8, 500)
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(killed_log.PRELOAD)

@@ -29,6 +29,7 @@ WEATHERS = {
 }
 
 
+@pytest.mark.timeout(size(300, 3600))
 @pytest.mark.parametrize("name", WEATHERS)
 def test_nothing_is_lost_or_doubled(name: str, tmp_path: Path) -> None:
     weather = WEATHERS[name]
@@ -69,6 +70,7 @@ def test_nothing_is_lost_or_doubled(name: str, tmp_path: Path) -> None:
                 assert digest(one) == digest(episode(one.episode_id, length=10 + k % 30))
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_flipped_bits_do_no_harm_to_the_service(tmp_path: Path) -> None:
     """Without TLS nobody vouches for what arrives; it may be refused, but nothing may break."""
     weather = Weather(flip=0.3)

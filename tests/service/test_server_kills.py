@@ -96,6 +96,7 @@ class Actor:
             raise self.error
 
 
+@pytest.mark.timeout(size(300, 3600))
 def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     rng = random.Random(0)
     begun = time.perf_counter()
