@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.service.flight_acks import Acks, Unacked
 from pipeline.service.flight_auth import Caller, write_deed
 from pipeline.service.flight_errors import flight_error, unreadable
-from pipeline.service.intake import Taken
+from pipeline.service.intake import Shape, Taken
 from pipeline.service.state import ControlState
 from pipeline.service.teller import Teller
 from pipeline.service.tokens import Token, check_producer
@@ -99,6 +99,7 @@ class _Stream:
         self._caller = caller
         self._context = context
         self.episode_id: str | None = None
+        self._shape: Shape | None = None
 
     def read(self, reader: Any, acks: Acks, teller: Teller) -> None:
         """Hands every put to the log."""
@@ -123,7 +124,8 @@ class _Stream:
         token: Token | None = self._caller.token
         if token is not None and token.quota.unsealed_bytes is not None:
             self._state.quotas.check_unsealed(token, self._state.log.sealed_through)
-        taken = self._state.log.put(header, rows)
+        self._shape = self._state.log.shape(rows.schema, self._shape)
+        taken = self._state.log.put(header, rows, self._shape)
         self._patiently(self._state.quotas.spend, token, size)
         return taken
 

@@ -36,6 +36,7 @@ from schemas.errors import (
 from schemas.identity import digest
 from schemas.puts import PutLimits, check_rows, check_schema
 from schemas.rollouts import PutHeader
+from schemas.rows import RowLayout
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,24 @@ class Taken:
     pending: Pending | None
     """None for what was durable when the log was opened."""
     is_end: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A schema of puts that was checked: most puts of a stream share theirs."""
+
+    schema: pa.Schema
+    layout: RowLayout
+    encoded: bytes
+
+    @classmethod
+    def of(cls, schema: pa.Schema, limits: PutLimits) -> Shape:
+        """Checks a schema.
+
+        Raises:
+            TooLargeError, PutError: see `check_schema`.
+        """
+        return cls(schema, check_schema(schema, limits), payload.schema_bytes(schema))
 
 
 class Intake:
@@ -134,12 +153,23 @@ class Intake:
             on_settled=self._on_settled,
         )
 
-    def put(self, header: PutHeader, rows: pa.RecordBatch) -> Taken:
+    def shape(self, schema: pa.Schema, known: Shape | None) -> Shape:
+        """Checks a schema, unless it equals one that was checked before.
+
+        Raises:
+            TooLargeError, PutError: see `check_schema`.
+        """
+        if known is not None and known.schema.equals(schema, check_metadata=True):
+            return known
+        return Shape.of(schema, self._config.limits)
+
+    def put(self, header: PutHeader, rows: pa.RecordBatch, known: Shape | None = None) -> Taken:
         """Takes one put; wait for its record before you count on it.
 
         Args:
             header: as `schemas.rollouts.read_header` returns it.
             rows: as they came: they are checked here, and kept until they are sealed.
+            known: what `shape` returned for rows before these.
 
         Raises:
             PutError, TooLargeError: if the rows are not what they must be.
@@ -150,8 +180,9 @@ class Intake:
             DiskFullError, BusyError: if there is no room now.
             LogFailedError: if the log can write no more.
         """
-        check_rows(rows, check_schema(rows.schema, self._config.limits), self._config.limits)
-        parts = payload.encode(header, rows)
+        shape = self.shape(rows.schema, known)
+        check_rows(rows, shape.layout, self._config.limits)
+        parts = payload.encode(header, rows, schema=shape.encoded)
         pending = Pending(Kind.PUT, parts)
         piece = Piece(-1, rows.num_rows, pending.size, rows, pending)
         if header.end:

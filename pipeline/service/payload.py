@@ -39,10 +39,23 @@ class StoredPut(NamedTuple):
         return EpisodeFacts.model_validate_json(json.dumps(self.header["facts"]))
 
 
-def encode(header: PutHeader, rows: pa.RecordBatch, *, is_copy: bool = False) -> list[Bytes]:
-    """Returns the payload of a put's record in pieces."""
+def encode(
+    header: PutHeader,
+    rows: pa.RecordBatch,
+    *,
+    is_copy: bool = False,
+    schema: bytes | None = None,
+) -> list[Bytes]:
+    """Returns the payload of a put's record in pieces.
+
+    Args:
+        header: the put's.
+        rows: the put's.
+        is_copy: for the end of an episode that had come before with the same content.
+        schema: that of the rows as `schema_bytes` returns it, if it is at hand.
+    """
     text = header.encoded()
-    schema = b"" if header.start else rows.schema.serialize().to_pybytes()
+    schema = b"" if header.start else schema or schema_bytes(rows.schema)
     prefix = _PREFIX.pack(len(text), len(schema), rows.num_rows, is_copy)
     return [prefix + _aligned(text) + _aligned(schema), rows.serialize()]
 
@@ -78,6 +91,12 @@ def decode(payload: bytes | memoryview) -> StoredPut:
 def plain(says: dict[str, Any]) -> bytes:
     """Returns the payload of a record that is no put."""
     return json.dumps(says, separators=(",", ":")).encode()
+
+
+def schema_bytes(schema: pa.Schema) -> bytes:
+    """Returns the bytes of a schema, which go with the put that begins an episode."""
+    data: bytes = schema.serialize().to_pybytes()
+    return data
 
 
 def read_schema(data: bytes | memoryview) -> pa.Schema:

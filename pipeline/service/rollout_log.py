@@ -27,7 +27,7 @@ import pyarrow as pa
 from pipeline.service.admission import Admission, Marks
 from pipeline.service.assemble import Ended
 from pipeline.service.group_commit import Written
-from pipeline.service.intake import Hooks, Intake, IntakeConfig, Taken
+from pipeline.service.intake import Hooks, Intake, IntakeConfig, Shape, Taken
 from pipeline.service.reading import read_ended
 from pipeline.service.recover import recover
 from pipeline.service.seal import Offer, Sealed, Sealing, unreadable
@@ -147,13 +147,21 @@ class RolloutLog:
 
     # -- in ------------------------------------------------------------------------------------
 
-    def put(self, header: PutHeader, rows: pa.RecordBatch) -> Taken:
+    def put(self, header: PutHeader, rows: pa.RecordBatch, known: Shape | None = None) -> Taken:
         """Takes one put without waiting for the disk; give the outcome to `wait`.
 
         Raises:
             See `Intake.put`.
         """
-        return self._intake.put(header, rows)
+        return self._intake.put(header, rows, known)
+
+    def shape(self, schema: pa.Schema, known: Shape | None) -> Shape:
+        """Returns what `put` need not work out again for rows of the same schema.
+
+        Raises:
+            See `Intake.shape`.
+        """
+        return self._intake.shape(schema, known)
 
     def wait(self, taken: Taken, ack: Ack = "durable", timeout: float | None = None) -> int:
         """Returns a put's offset once the put is as safe as asked.
