@@ -72,7 +72,7 @@ class Agents:
 
     def split(self, rows: Tensor) -> Tensor:
         """Splits the rows of a batch among agents, (K B, ...) to (K, B, ...)."""
-        return rows.reshape(self.count, -1, *rows.shape[1:])
+        return rows.reshape(self.count, len(rows) // self.count, *rows.shape[1:])
 
     # -- state ---------------------------------------------------------------------------------
 

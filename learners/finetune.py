@@ -425,6 +425,7 @@ def _document(run: _Run, config: FinetuneConfig) -> dict[str, Any]:
         "kind": "finetune",
         "run": run.id,
         "config": config.model_dump(mode="json"),
+        "inputs": run.learner.normaliser.document(),
         "data": [one.document() for one in run.offline],
         "branch": run.branch,
         "sampling": {name: getattr(run.sampling, name) for name in SAMPLED_AS_BEFORE},

@@ -101,6 +101,14 @@ class Normaliser:
         """A; the number of discrete actions."""
         return len(self.action_scale)
 
+    def document(self) -> dict[str, Any]:
+        """Returns what is taken in and given out, as plain JSON, for people."""
+        return {
+            "fields": list(self.fields),
+            "pictures": {one.name: list(one.shape) for one in self.pictures},
+            "choices": self.choices,
+        }
+
     @property
     def is_plain(self) -> bool:
         """True if states enter as they are."""

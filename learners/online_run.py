@@ -284,6 +284,7 @@ def document_of(run: OnlineRun, config: OnlineConfig) -> dict[str, Any]:
         "run": run.id,
         "name": run.name,
         "config": {**config.model_dump(mode="json"), "into": run.source.store.url},
+        "inputs": run.learner.normaliser.document(),
         "data": [one.document() for one in run.offline],
         "branch": run.source.branch,
         "sampling": {name: getattr(run.sampling, name) for name in SAMPLED_AS_BEFORE},
