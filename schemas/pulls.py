@@ -88,6 +88,23 @@ class Ack(_Said):
 # -- gets --------------------------------------------------------------------------------------
 
 
+class PullStream(_Said):
+    """How a stream of small pulls begins: the command of its descriptor.
+
+    Then each message of the client is a ticket, `tail` that does not follow or `episodes`, and is
+    answered by batches and one message with `Answered` and no batch.
+    """
+
+    answers: Literal["episodes"] = "episodes"
+
+
+class Answered(_Said):
+    """The end of one answer of a stream of pulls; the stream goes on."""
+
+    error: Fault | None = None
+    """Why there is no more of it."""
+
+
 class TailTicket(_Said):
     """Episodes as they become durable, in the order of their ends."""
 

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from pipeline.service import flight_pull
+from pipeline.service import flight_exchange, flight_pull
 from pipeline.service.flight_auth import MIDDLEWARE, Callers, caller_of
 from pipeline.service.flight_errors import flight_error, told, told_all
 from pipeline.service.flight_put import Streams
@@ -37,8 +37,10 @@ from schemas.pulls import (
     FILES,
     BlockTicket,
     EpisodesTicket,
+    PullStream,
     TailTicket,
     VersionsTicket,
+    read_said,
     read_ticket,
 )
 
@@ -136,9 +138,14 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
         """Refused: streams say their schema."""
         raise _none("get_schema; each stream says its schema")
 
-    def do_exchange(self, context: Any, _descriptor: Any, _reader: Any, _writer: Any) -> None:
-        """Refused: puts are sent with DoPut."""
-        raise _none("do_exchange; send puts with DoPut")
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Answers small pulls over one stream."""
+        with told():
+            caller = caller_of(context)
+            token = caller.check(("pull",))
+            read_said(PullStream, descriptor.command or b"{}")
+            with self._state.quotas.stream(token):
+                flight_exchange.answer(self._state, self.streams, caller, reader, writer)
 
     # -- within --------------------------------------------------------------------------------
 

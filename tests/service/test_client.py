@@ -17,6 +17,7 @@ from pipeline.service.flight import data_port
 from schemas.errors import (
     BusyError,
     EpisodeError,
+    NotFoundError,
     OutOfTimeError,
     PenstockError,
     UsageError,
@@ -125,6 +126,34 @@ def test_a_pull_over_a_connection_that_broke_while_idle(tmp_path: Path) -> None:
             assert again == url
             assert len(list(client.tail())) == 1
             client.close()
+
+
+def test_small_pulls_share_a_stream(tmp_path: Path) -> None:
+    """What goes wrong with one is told, and the next one goes over the same stream."""
+    with (
+        service_in(tmp_path, no_token=True, port=0) as port,
+        data_port(port.state) as (_, url),
+        RolloutClient(url) as client,
+    ):
+        offset = client.push(episode("first"))
+        idle = client._pulls._connections
+        assert [one.offset for one in client.tail()] == [offset]
+        (first,) = idle._idle
+        stream = first.stream
+        assert stream is not None
+        with pytest.raises(OutOfTimeError, match="durable"):
+            list(client.tail(min_offset=offset + 1, wait_seconds=0.01))
+        with pytest.raises(NotFoundError):
+            client.pull_episode("none")
+        assert [one.offset for one in client.tail(after=offset - 1)] == [offset]
+        assert [one.stream for one in idle._idle] == [stream]
+        next(client.tail())  # left before its end: nobody gets the rest of it
+        assert [one.offset for one in client.tail()] == [offset]
+        (other,) = idle._idle
+        assert other is not first
+        while other.stream is not None:  # it holds a thread of the service for a moment only
+            time.sleep(0.01)
+        assert [one.offset for one in client.tail()] == [offset]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from pipeline.service.client.connecting import Addresses, Backoff
-from pipeline.service.client.faults import WIRE, error_of, fault_in
+from pipeline.service.client.faults import WIRE, error_of, error_of_kind, fault_in
 from pipeline.service.client.idle import Connection, IdleConnections
 from pipeline.service.client.settings import ClientSettings
 from schemas.document import DataFile
@@ -29,8 +29,10 @@ from schemas.errors import (
     TransientError,
 )
 from schemas.pulls import (
+    Answered,
     BlockFiles,
     EpisodesTicket,
+    Fault,
     Place,
     TailTicket,
     VersionsTicket,
@@ -74,7 +76,7 @@ class Pulls:
         backoff, until = Backoff(self._settings), self._until()
         while True:
             try:
-                for batch, data in self._messages(ticket.encoded()):
+                for batch, data in self._messages(ticket.encoded(), is_small=not ticket.follow):
                     backoff.reset()
                     until = self._until()
                     place = read_said(Place, data)
@@ -94,7 +96,8 @@ class Pulls:
 
     def episodes(self, ticket: EpisodesTicket) -> Iterator[Episode]:
         """Yields episodes of a version."""
-        for batch, _ in self._messages(ticket.encoded()):
+        is_small = ticket.episode_id is not None
+        for batch, _ in self._messages(ticket.encoded(), is_small=is_small):
             for _, episode in _episodes(batch):
                 yield episode
 
@@ -128,41 +131,59 @@ class Pulls:
             yield files, found or self._pulled(endpoint.ticket.ticket, files)
 
     def _pulled(self, ticket: bytes, files: BlockFiles) -> dict[str, Any]:
-        pieces: dict[str, list[pa.Buffer]] = {}
+        """Returns the files of a block, each held against its checksum while more of it comes."""
+        coming = {file.key: _Coming(file) for file in files.files}
         for batch, _ in self._messages(ticket):
             for key, data in zip(batch["key"].to_pylist(), batch["data"], strict=True):
-                pieces.setdefault(key, []).append(data.as_buffer())
-        found: dict[str, Any] = {}
-        for file in files.files:
-            parts = pieces.get(file.key, [])
-            data = parts[0] if len(parts) == 1 else pa.py_buffer(b"".join(map(memoryview, parts)))
-            found[file.key] = _checked(file, data)
-        return found
+                if key in coming:
+                    coming[key].add(data.as_buffer())
+        return {key: one.whole() for key, one in coming.items()}
 
-    def _messages(self, ticket: bytes) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+    def _messages(
+        self, ticket: bytes, *, is_small: bool = False
+    ) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        """Yields the messages of an answer.
+
+        Args:
+            ticket: asks for them.
+            is_small: over a stream that is open already, if one is; else over one of its own.
+        """
         while True:
             try:
-                yield from self._messages_over(self._connections.take(), ticket)
+                yield from self._messages_over(self._connections.take(), ticket, is_small)
             except _StaleError:
                 continue
             return
 
     def _messages_over(
-        self, connection: Connection, ticket: bytes
+        self, connection: Connection, ticket: bytes, is_small: bool
     ) -> Iterator[tuple[pa.RecordBatch, bytes]]:
         reader = None
         is_whole = has_come = False
+        fault: Fault | None = None
         try:
-            reader = connection.client.do_get(fl.Ticket(ticket), self._addresses.options())
+            options = self._addresses.options()
+            if is_small:
+                writer, reader = connection.opened(options)
+                writer.write_metadata(ticket)
+            else:
+                connection.end_stream()
+                reader = connection.client.do_get(fl.Ticket(ticket), options)
             while True:
                 try:
                     chunk = reader.read_chunk()
                 except StopIteration:
+                    if is_small:  # it ended before its answer did
+                        raise fl.FlightUnavailableError("the stream ended") from None
                     is_whole = True
                     return
                 has_come = True
-                metadata = chunk.app_metadata
-                yield chunk.data, metadata.to_pybytes() if metadata is not None else b""
+                data = chunk.app_metadata
+                said = data.to_pybytes() if data is not None else b""
+                if is_small and chunk.data is None:
+                    fault, is_whole = read_said(Answered, said).error, True
+                    break
+                yield chunk.data, said
         except WIRE as error:
             if connection.is_used and not has_come and fault_in(error) is None:
                 raise _StaleError from None
@@ -176,10 +197,39 @@ class Pulls:
                     if reader is not None:
                         reader.cancel()
                 connection.close()
+        if fault is not None:
+            raise error_of_kind(fault.kind, fault.message, fault.retry_after)
 
     def _until(self) -> float | None:
         seconds = self._settings.retry_seconds
         return None if seconds is None else time.monotonic() + seconds
+
+
+class _Coming:
+    """A file that comes in pieces."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file = file
+        self._crc = self._size = 0
+        self._pieces: list[pa.Buffer] = []
+
+    def add(self, piece: pa.Buffer) -> None:
+        """Takes the next piece; of one that is too large nothing more is kept."""
+        self._size += piece.size
+        if self._size <= self._file.bytes:
+            self._crc = zlib.crc32(piece, self._crc)
+            self._pieces.append(piece)
+
+    def whole(self) -> pa.Buffer:
+        """Returns the file.
+
+        Raises:
+            DamagedStoreError: if it is another.
+        """
+        _check(self._file, self._size, self._crc)
+        if len(self._pieces) == 1:
+            return self._pieces[0]
+        return pa.py_buffer(b"".join(map(memoryview, self._pieces)))
 
 
 def _episodes(batch: pa.RecordBatch) -> Iterator[tuple[int, Episode]]:
@@ -215,13 +265,17 @@ def _mapped(files: BlockFiles, uris: list[str], root: Path) -> dict[str, Any] | 
 
 
 def _checked(file: DataFile, data: pa.Buffer) -> pa.Buffer:
-    if data.size != file.bytes or f"{zlib.crc32(data):08x}" != file.crc32:
+    _check(file, data.size, zlib.crc32(data))
+    return data
+
+
+def _check(file: DataFile, size: int, crc: int) -> None:
+    if size != file.bytes or f"{crc:08x}" != file.crc32:
         raise DamagedStoreError(
-            f"Expected {file.bytes} bytes with the checksum {file.crc32}, came {data.size} that "
+            f"Expected {file.bytes} bytes with the checksum {file.crc32}, came {size} that "
             f"differ; ask again.",
             where=file.key,
         )
-    return data
 
 
 def only(found: Iterator[Episode], episode_id: str) -> Episode:

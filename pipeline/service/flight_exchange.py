@@ -1,0 +1,86 @@
+"""Small pulls over one stream: to begin a stream takes longer than most answers do.
+
+Each ticket is answered by batches, the last message of an answer has none. What goes wrong with one
+is told in its end, and the stream goes on; only one whose token was revoked, or whose service is
+about to end, does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.service import flight_pull
+from pipeline.service.flight_auth import Caller
+from pipeline.service.flight_errors import fault_of
+from pipeline.service.flight_put import Streams
+from pipeline.service.state import ControlState
+from schemas.errors import UsageError
+from schemas.pulls import (
+    EPISODES,
+    Answered,
+    EpisodesTicket,
+    Fault,
+    TailTicket,
+    read_ticket,
+)
+
+
+def answer(state: ControlState, streams: Streams, caller: Caller, reader: Any, writer: Any) -> None:
+    """Answers tickets until the client sends no more.
+
+    Raises:
+        UnauthenticatedError: if the caller's token was revoked meanwhile.
+    """
+    writer.begin(EPISODES)
+    for ticket in _tickets(reader):
+        caller.check_again()
+        answers = _Answers(_messages(state, streams, ticket))
+        for batch, said in answers:
+            writer.write_with_metadata(batch, said)
+        writer.write_metadata(Answered(error=answers.fault).encoded())
+        if streams.is_draining:
+            return
+
+
+class _Answers:
+    """The messages of an answer; what goes wrong while they are made ends it."""
+
+    def __init__(self, messages: flight_pull.Messages) -> None:
+        self._messages = messages
+        self.fault: Fault | None = None
+        """There if they ended by it."""
+
+    def __iter__(self) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        while True:
+            try:
+                message = next(self._messages)
+            except StopIteration:
+                return
+            except Exception as error:  # of ours or not: none may tell the client more
+                self.fault = fault_of(error)
+                return
+            yield message
+
+
+def _messages(state: ControlState, streams: Streams, data: bytes) -> flight_pull.Messages:
+    ticket = read_ticket(data)
+    if isinstance(ticket, TailTicket) and not ticket.follow:
+        yield from flight_pull.tail(state, streams, ticket)
+    elif isinstance(ticket, EpisodesTicket):
+        yield from flight_pull.episodes(state, ticket)
+    else:
+        raise UsageError("Expected the ticket of episodes or of a tail that ends; use DoGet.")
+
+
+def _tickets(reader: Any) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = reader.read_chunk()
+        except (StopIteration, pa.ArrowException, OSError):
+            return  # a client that went away looks like one that is done, or is an error
+        if chunk.data is not None or chunk.app_metadata is None:
+            raise UsageError("Expected tickets in messages without a batch, came others.")
+        yield chunk.app_metadata.to_pybytes()
