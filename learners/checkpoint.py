@@ -47,9 +47,11 @@ class Checkpoint:
     """What the kind of run adds, as plain JSON: its configuration, versions, streams, counters."""
 
 
-def snapshot(learner: Learner, step: int, document: Mapping[str, Any]) -> Checkpoint:
-    """Returns a checkpoint of a learner as it is; its tensors are copies."""
-    tensors = {name: t.detach().cpu().clone() for name, t in learner.state().items()}
+def snapshot(
+    learner: Learner, step: int, document: Mapping[str, Any], agent: int = 0
+) -> Checkpoint:
+    """Returns a checkpoint of one agent as it is, whoever trains beside it; tensors are copies."""
+    tensors = {name: t.detach().cpu().clone() for name, t in learner.state(agent).items()}
     settings = learner.settings.model_dump(mode="json")
     return Checkpoint(learner.name, settings, learner.normaliser, tensors, step, document)
 

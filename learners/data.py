@@ -16,6 +16,7 @@ import numpy as np
 from learners.base import Batch
 from learners.environments import count_choices
 from learners.normaliser import Normaliser, Picture, fit_normaliser
+from learners.ranks import ALONE, Ranks
 from learners.settings import NO_NEEDS, StreamNeeds
 from pipeline.store.reader import Version
 from pipeline.store.store import open_store, parse_ref
@@ -78,6 +79,8 @@ class Sampling:
     """What the algorithm asks for."""
     episode_ids: bool = False
     """Whether batches name their episodes."""
+    ranks: Ranks = ALONE
+    """The processes that share each batch."""
 
     @property
     def rows(self) -> int:
@@ -86,6 +89,7 @@ class Sampling:
 
     def settings(self) -> dict[str, Any]:
         """Returns all settings of a stream."""
+        ranks = self.ranks
         found = {
             "batch_size": self.rows,
             "seed": self.seed,
@@ -94,6 +98,7 @@ class Sampling:
             "framework": "torch",
             "sampler": self.sampler,
             "episode_ids": self.episode_ids,
+            **({"rank": ranks.rank, "world_size": ranks.size} if ranks.size > 1 else {}),
             **self.stream,
             **self.needs.stream(),
         }

@@ -54,6 +54,11 @@ class Ranks:
         distributed.broadcast_object_list(held)
         return held[0]
 
+    def wait(self) -> None:
+        """Waits until all ranks are here."""
+        if self.size > 1:
+            distributed.barrier()
+
     def share(self, rows: int) -> slice:
         """Returns which of so many rows are this rank's."""
         mine = rows // self.size
@@ -98,8 +103,7 @@ def joined(device: str, batch_size: int) -> Iterator[Ranks]:
         distributed.init_process_group("nccl" if is_cuda else "gloo", timeout=PATIENCE)
     try:
         yield ranks
-        # One that leaves while another still talks to it ends that one with an abort.
-        distributed.barrier()
+        ranks.wait()  # one that leaves while another still talks to it ends that one with an abort
     finally:
         if is_mine:
             distributed.destroy_process_group()

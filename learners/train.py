@@ -1,104 +1,39 @@
-"""Offline training: a stream of a pinned version, an algorithm, a folder for the run.
+"""Offline training: streams of pinned versions, an algorithm, a folder for each run.
 
-The folder holds `metrics.csv`, `evaluations.csv` where the run evaluates, and the last checkpoint.
-A run that was stopped goes on from there bit for bit (on the CPU), on the same versions.
+A folder holds `metrics.csv`, `evaluations.csv` where the run evaluates, and the last checkpoint. A
+run that was stopped goes on from there bit for bit (on the CPU), on the same versions. Runs of
+several seeds train side by side in one learner, each with a folder, an order of batches and
+checkpoints of its own, as if alone. Several processes that `torchrun` started train as one.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
-from pydantic import Field
+import torch
 from torch import Tensor
 
-from learners.base import Batch, Learner, learner_class, make_learner
-from learners.checkpoint import (
-    Checkpoint,
-    last_checkpoint,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-    snapshot,
-)
-from learners.data import BatchStream, Pinned, Sampling, fit, open_stream, pin, run_name
-from learners.evaluate import evaluate
-from learners.pixels import PixelSettings
+from learners.checkpoint import restore, save_checkpoint, snapshot
+from learners.engine import engine
+from learners.evaluate import Evaluation, evaluate
+from learners.opening import FIXED as FIXED
+from learners.opening import Run, TrainConfig, learner_of, needs_of, open_runs, shared, steps_of
+from learners.ranks import Ranks, joined
 from learners.run import (
     Progress,
     Report,
     RunResult,
     Timer,
-    as_numbers,
-    check_same,
-    check_same_stream,
     evaluation_row,
     silent,
     threads,
     write_config,
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
-from learners.sampling import check_stream, rows_of
-from learners.settings import Settings, StreamNeeds, read_settings
-from schemas.errors import ConfigError, NameTakenError
+from learners.sampling import rows_of
 
-FIXED = ("algo", "data", "settings", "batch_size", "seed", "discount", "sampler")
-"""Settings that a resumed run must share with its beginning."""
-
-
-class TrainConfig(Settings):
-    """One offline run."""
-
-    algo: str
-    """Name of an algorithm."""
-    data: tuple[str, ...]
-    """`STORE[@REF][=WEIGHT]`, one or more."""
-    out: str
-    """Folder of the run."""
-    steps: int = Field(default=100_000, gt=0)
-    """Updates in all."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Hyperparameters that differ from the algorithm's defaults."""
-    batch_size: int = Field(default=256, gt=0)
-    """Rows of one batch."""
-    seed: int = Field(default=0, ge=0)
-    """Of initial weights and of the order of batches."""
-    discount: float = Field(default=0.99, gt=0, le=1)
-    """Gamma, applied by the stream."""
-    sampler: str = "transition"
-    """How the stream draws."""
-    stream: dict[str, Any] = Field(default_factory=dict)
-    """Further settings of the stream, of `learners.sampling.TAKEN`."""
-    device: str = "cpu"
-    """Where networks and batches live."""
-    threads: int = Field(default=1, gt=0)
-    """Torch's threads; small networks gain nothing from more."""
-    log_every: int = Field(default=200, gt=0)
-    """Updates between rows of `metrics.csv`."""
-    checkpoint_every: int = Field(default=10_000, gt=0)
-    """Updates between checkpoints; the last update always makes one."""
-    environment: str | None = None
-    """Where to evaluate; None never does."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Updates between evaluations; 0 evaluates the last policy only."""
-    evaluate_episodes: int = Field(default=10, gt=0)
-    """Episodes of one evaluation."""
-    resume: bool = False
-    """Go on from the last checkpoint, if there is one."""
-
-
-@dataclass
-class _Run:
-    """A run under way."""
-
-    id: str
-    learner: Learner
-    stream: BatchStream
-    pinned: tuple[Pinned, ...]
-    step: int
+__all__ = ["TrainConfig", "train", "train_seeds"]
 
 
 def train(config: TrainConfig, report: Report = silent) -> RunResult:
@@ -110,43 +45,144 @@ def train(config: TrainConfig, report: Report = silent) -> RunResult:
         UnknownNameError: for an unknown algorithm, setting, sampler or environment.
         NotFoundError: if a store or version is not there.
     """
-    with threads(config.threads):
-        run = (
-            _resume(config, report)
-            if config.resume and _has_run(config)
-            else _begin(config, report)
-        )
-        first, timer, evaluation = run.step, Timer(), None
-        folder = Path(config.out)
-        write_config(folder, _document(run, config))
-        if run.step == 0:  # so that a run that dies early goes on with the versions it began with
-            save_checkpoint(folder, _checkpoint(run, config))
-        metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
-        batches = rows_of(iter(run.stream), _needs(config))
-        while run.step < config.steps:
-            until = _next_stop(run.step, config)
+    return _train([config], report)[0]
+
+
+def train_seeds(config: TrainConfig, seeds: int, report: Report = silent) -> list[RunResult]:
+    """Trains independent runs side by side: seeds `config.seed` on, in folders `OUT/seed-N`.
+
+    Each is what `train` makes of that seed and folder, up to rounding where processors do several
+    products at once in another order; each may be resumed alone or together with others.
+
+    Args:
+        config: of all of them.
+        seeds: how many, at least 1.
+        report: told of progress.
+
+    Raises:
+        ConfigError, NameTakenError, UnknownNameError, NotFoundError: as `train`.
+    """
+    numbers = range(config.seed, config.seed + seeds)
+    changes = [{"seed": number, "out": f"{config.out}/seed-{number}"} for number in numbers]
+    return _train([config.model_copy(update=change) for change in changes], report)
+
+
+def _train(configs: Sequence[TrainConfig], report: Report) -> list[RunResult]:
+    first = configs[0]
+    results: dict[int, RunResult] = {}
+    with threads(first.threads), joined(first.device, first.batch_size) as ranks:
+        taken = ranks.told([steps_of(config) or 0 for config in configs])
+        common = ranks.told(shared(configs) if ranks.is_first else None)
+        assert common is not None, "told by the first rank"
+        for group, until in _stages(taken, first.steps):
+            # What was begun in a stage before goes on.
+            goes_on = {"resume": first.resume or bool(results.keys() & set(group))}
+            changed = [configs[k].model_copy(update=goes_on) for k in group]
+            side = _Side(open_runs(changed, common, ranks, report), ranks, report)
+            results |= zip(group, side.train(until), strict=True)
+    return [results[number] for number in range(len(configs))]
+
+
+def _stages(taken: Sequence[int], steps: int) -> Iterator[tuple[list[int], int]]:
+    """Yields which runs train together, and up to which step.
+
+    All agents of a learner are at one step: so runs that are behind catch up with the others first.
+    Those that are done stand aside.
+
+    Args:
+        taken: updates of each run.
+        steps: updates that each is to have in all.
+    """
+    behind = sorted({step for step in taken if step < steps})
+    for low, high in pairwise([*behind, steps]):
+        yield [number for number, step in enumerate(taken) if step <= low], high
+    for number, step in enumerate(taken):
+        if step >= steps:
+            yield [number], steps
+
+
+class _Side:
+    """Runs that train side by side, one agent of a learner each.
+
+    Args:
+        runs: at the same step.
+        ranks: the processes that train together; the first writes.
+        report: told of progress.
+    """
+
+    def __init__(self, runs: Sequence[Run], ranks: Ranks, report: Report) -> None:
+        self.runs, self.ranks, self.report = runs, ranks, report
+        self.config, self.step = runs[0].config, runs[0].step
+        self.learner = learner_of(runs, ranks)
+        self.evaluations: list[Evaluation | None] = [None] * len(runs)
+
+    def train(self, until: int) -> list[RunResult]:
+        """Takes updates up to a step; returns what the runs are then."""
+        config, first, timer = self.config, self.step, Timer()
+        self._begin()
+        takes = engine(self.learner, config.compile)
+        needs = needs_of(config)
+        streams = [rows_of(iter(run.stream), needs) for run in self.runs]
+        while self.step < until:
+            stop = min(until, _next_stop(self.step, config))
             with timer:
-                losses = as_numbers(_updates(run, batches, until))
-            is_last = run.step == config.steps
-            if is_last or run.step % config.log_every == 0:
-                metrics.add(run.step, losses)
-                report(Progress("train", run.step, config.steps, losses))
-            if config.environment and (is_last or _is_due(run.step, config.evaluate_every)):
-                evaluation = evaluate(run.learner, config.environment, config.evaluate_episodes)
-                judged.add(run.step, evaluation_row(evaluation))
-            if is_last or run.step % config.checkpoint_every == 0:
-                save_checkpoint(folder, _checkpoint(run, config))
-        rate = timer.rate(run.step - first)
-        return RunResult(config.out, config.algo, run.step, rate, run.pinned, evaluation)
+                losses = self._as_rows(takes.take(streams, stop - self.step))
+            self.step = stop
+            self._tell(losses, is_end=stop == until)
+        rate = timer.rate(self.step - first)
+        told = [
+            (run.config.out, config.algo, self.step, rate, run.common.pinned) for run in self.runs
+        ]
+        return [RunResult(*one, found) for one, found in zip(told, self.evaluations, strict=True)]
 
+    def _begin(self) -> None:
+        if not self.ranks.is_first:
+            return
+        for run in self.runs:
+            write_config(run.folder, run.document())
+        if self.step == 0:  # so that a run that dies early goes on with the versions it began with
+            self._save()
+        self.metrics, self.judged = (
+            [Table(run.folder / name, self.step) for run in self.runs]
+            for name in (METRICS, EVALUATIONS)
+        )
 
-def _updates(run: _Run, batches: Iterator[Batch], until: int) -> Mapping[str, Tensor]:
-    """Takes updates up to a step; nothing is read off the device before the last."""
-    losses: Mapping[str, Tensor] = {}
-    for _ in range(until - run.step):
-        losses = run.learner.update(next(batches))
-    run.step = until
-    return losses
+    def _as_rows(self, losses: Mapping[str, Tensor]) -> list[dict[str, float]]:
+        """Reads values (K,) off their device at once: those of each agent, of all ranks' rows."""
+        if not losses:
+            return [{} for _ in self.runs]
+        values = self.ranks.average(torch.stack([value.float() for value in losses.values()]))
+        agents = values.T.tolist()
+        return [dict(zip(losses, agent, strict=True)) for agent in agents]
+
+    def _tell(self, losses: Sequence[Mapping[str, float]], *, is_end: bool) -> None:
+        """Logs, judges and keeps what is due at this step."""
+        config, step = self.config, self.step
+        if not self.ranks.is_first:
+            return
+        is_last = step == config.steps
+        if is_last or step % config.log_every == 0:
+            for table, values in zip(self.metrics, losses, strict=True):
+                table.add(step, values)
+            self.report(Progress("train", step, config.steps, losses[0]))
+        if config.environment and (is_last or _is_due(step, config.evaluate_every)):
+            self._judge(config.environment)
+        if is_last or is_end or step % config.checkpoint_every == 0:
+            self._save()
+
+    def _judge(self, environment: str) -> None:
+        for agent, table in enumerate(self.judged):
+            alone = self.learner
+            if len(self.runs) > 1:
+                alone = restore(snapshot(self.learner, self.step, {}, agent), self.config.device)
+            found = evaluate(alone, environment, self.config.evaluate_episodes)
+            self.evaluations[agent] = found
+            table.add(self.step, evaluation_row(found))
+
+    def _save(self) -> None:
+        for agent, run in enumerate(self.runs):
+            document = {**run.document(), "stream": run.stream.state_dict()}
+            save_checkpoint(run.folder, snapshot(self.learner, self.step, document, agent))
 
 
 def _next_stop(step: int, config: TrainConfig) -> int:
@@ -157,93 +193,3 @@ def _next_stop(step: int, config: TrainConfig) -> int:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _has_run(config: TrainConfig) -> bool:
-    return last_checkpoint(Path(config.out)) is not None
-
-
-def _begin(config: TrainConfig, report: Report) -> _Run:
-    if _has_run(config):
-        raise NameTakenError(
-            "Expected a folder without a run, came one that holds a run; "
-            "resume it or choose another folder.",
-            where=config.out,
-        )
-    check_stream(config.stream, config.sampler, _needs(config))
-    settings = _with_the_runs(config)
-    kind = learner_class(config.algo).settings_kind
-    read = read_settings(kind, settings, config.algo)
-    pixels = isinstance(read, PixelSettings) and read.pixels
-    pinned = pin(config.data)
-    normaliser = fit(pinned, read.standardise, pixels=pixels, environment=config.environment)
-    learner = make_learner(config.algo, settings, normaliser, config.seed, config.device)
-    run = uuid.uuid4().hex
-    name = run_name(config.algo, run)
-    stream = open_stream(pinned, _sampling(config), _packing(report), name)
-    return _Run(run, learner, stream, pinned, 0)
-
-
-def _resume(config: TrainConfig, report: Report) -> _Run:
-    checkpoint = load_checkpoint(Path(config.out))
-    document = checkpoint.document
-    check_same(document["config"], config.model_dump(mode="json"), FIXED)
-    check_stream(config.stream, config.sampler, _needs(config))
-    check_same_stream(document["config"].get("stream", {}), config.stream)
-    pinned = tuple(Pinned(**one) for one in document["data"])
-    name = run_name(config.algo, document["run"])
-    stream = open_stream(pinned, _sampling(config), _packing(report), name)
-    stream.load_state_dict(document["stream"])
-    learner = restore(checkpoint, config.device)
-    return _Run(document["run"], learner, stream, pinned, checkpoint.step)
-
-
-def _packing(report: Report) -> Callable[[int, int], None]:
-    return lambda done, of: report(Progress("pack", done, of))
-
-
-def _with_the_runs(config: TrainConfig) -> dict[str, Any]:
-    """The settings, with those that depend on the run: its discount, its length for a decay."""
-    fields = learner_class(config.algo).settings_kind.model_fields
-    settings = dict(config.settings)
-    if "discount" in settings:
-        raise ConfigError(
-            f"Expected the discount from the run, came a setting of {config.algo}; use --discount.",
-            where="discount",
-        )
-    if "discount" in fields:
-        settings["discount"] = config.discount
-    if "policy_decay" in fields:
-        settings.setdefault("policy_decay", config.steps)
-    return settings
-
-
-def _sampling(config: TrainConfig) -> Sampling:
-    return Sampling(
-        batch_size=config.batch_size,
-        seed=config.seed,
-        discount=config.discount,
-        device=config.device,
-        sampler=config.sampler,
-        stream=config.stream,
-        needs=_needs(config),
-    )
-
-
-def _needs(config: TrainConfig) -> StreamNeeds:
-    kind = learner_class(config.algo)
-    return kind.needs(read_settings(kind.settings_kind, config.settings, config.algo))
-
-
-def _checkpoint(run: _Run, config: TrainConfig) -> Checkpoint:
-    document = {**_document(run, config), "stream": run.stream.state_dict()}
-    return snapshot(run.learner, run.step, document)
-
-
-def _document(run: _Run, config: TrainConfig) -> dict[str, Any]:
-    return {
-        "kind": "train",
-        "run": run.id,
-        "config": config.model_dump(mode="json"),
-        "data": [one.document() for one in run.pinned],
-    }
