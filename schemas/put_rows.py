@@ -117,12 +117,19 @@ def flags_of(rows: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
     """Returns the flags of some rows, (rows,) bool each."""
     first = rows.num_columns - len(FLAGS)
     columns = (rows.column(first + number) for number in range(len(FLAGS)))
-    return {
-        name: column.to_numpy(zero_copy_only=False)
-        if isinstance(column, pa.Array)
-        else column.to_numpy()
-        for name, column in zip(FLAGS, columns, strict=True)
-    }
+    return {name: _bits(column) for name, column in zip(FLAGS, columns, strict=True)}
+
+
+def _bits(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Returns booleans without nulls, (rows,).
+
+    Arrow would let other threads in meanwhile, which takes much longer than the work itself.
+    """
+    if not isinstance(column, pa.Array):
+        return np.asarray(column.to_numpy())
+    start, stop = column.offset, column.offset + len(column)
+    held = np.frombuffer(column.buffers()[1], np.uint8)
+    return np.unpackbits(held, count=stop, bitorder="little")[start:].view(bool)
 
 
 def _numbers(rows: pa.RecordBatch, column: _Column, count: int) -> np.ndarray:
