@@ -71,6 +71,8 @@ class TrainConfig(Settings):
     """Updates between evaluations; 0 evaluates the last policy only."""
     evaluate_episodes: int = Field(default=10, gt=0)
     """Episodes of one evaluation."""
+    tensorboard: bool = False
+    """Whether rows of its tables go to TensorBoard, too."""
     resume: bool = False
     """Go on from the last checkpoint, if there is one."""
 

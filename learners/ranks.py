@@ -74,6 +74,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def this_rank() -> Ranks:
+    """Returns which rank this process is, by what `torchrun` told it."""
+    found = stream_ranks()
+    return Ranks(found["rank"], found["world_size"])
+
+
 @contextmanager
 def joined(device: str, batch_size: int) -> Iterator[Ranks]:
     """Joins the other ranks that `torchrun` started, and leaves them at the end.
@@ -85,8 +91,7 @@ def joined(device: str, batch_size: int) -> Iterator[Ranks]:
     Raises:
         ConfigError: if the ranks cannot share so many rows evenly.
     """
-    found = stream_ranks()
-    ranks = Ranks(found["rank"], found["world_size"])
+    ranks = this_rank()
     if ranks.size == 1:
         yield ranks
         return

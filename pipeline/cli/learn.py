@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,6 +13,8 @@ from pipeline.cli.output import Json, emit, say
 
 if TYPE_CHECKING:
     from learners.run import Progress, RunResult
+
+T = TypeVar("T")
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A hyperparameter.")
@@ -38,7 +41,13 @@ def register(app: typer.Typer) -> None:
     app.command(
         "train",
         help="Train offline on a version.\n\n"
-        "Example: penstock train iql --data ./store@clean --steps 20000 --out runs/iql",
+        "Example: penstock train iql --data ./store@clean --steps 20000 --out runs/iql\n\n"
+        "Five seeds side by side, in runs/iql/seed-0 to seed-4: penstock train iql --data "
+        "./store@clean --out runs/iql --seeds 5\n\n"
+        "On a GPU, each update one call: penstock train iql --data ./store@clean --out runs/iql "
+        "--device cuda --compile graph\n\n"
+        "Two processes as one: torchrun --nproc-per-node 2 -m penstock train iql --data "
+        "./store@clean --out runs/iql",
     )(train)
     app.command(
         "finetune",
@@ -64,31 +73,50 @@ def train(
     stream: StreamSet = None,
     memory: Memory = None,
     device: Device = "cpu",
+    compile: Annotated[
+        str,
+        typer.Option(
+            "--compile", help="none, step (by torch.compile) or graph (captured on a GPU)."
+        ),
+    ] = "none",
     resume: Resume = False,
+    tensorboard: TensorBoard = False,
     json: Json = False,
 ) -> None:
-    from learners.train import TrainConfig
+    import functools
+
+    from learners.ranks import this_rank
+    from learners.settings import read_settings
+    from learners.train import TrainConfig, train_seeds
     from learners.train import train as run_training
 
-    results = []
-    for number in range(seeds):
-        config = TrainConfig(
-            algo=algo,
-            data=tuple(data),
-            out=out if seeds == 1 else str(Path(out) / f"seed-{seed + number}"),
-            steps=steps,
-            settings=read_pairs(set),
-            stream=_stream_settings(stream, memory),
-            batch_size=batch_size,
-            seed=seed + number,
-            discount=discount,
-            device=device,
-            environment=env,
-            evaluate_episodes=episodes,
-            resume=resume,
-        )
-        results.append(_watched(f"{algo} seed {seed + number}", json, run_training, config))
-    _tell(results, json)
+    asked = {
+        "algo": algo,
+        "data": tuple(data),
+        "out": out,
+        "steps": steps,
+        "settings": read_pairs(set),
+        "stream": _stream_settings(stream, memory),
+        "batch_size": batch_size,
+        "seed": seed,
+        "discount": discount,
+        "device": device,
+        "compile": compile,
+        "environment": env,
+        "evaluate_episodes": episodes,
+        "resume": resume,
+        "tensorboard": tensorboard,
+    }
+    config = read_settings(TrainConfig, asked, "train")
+    is_first = this_rank().is_first
+    is_quiet = json or not is_first
+    if seeds == 1:
+        results = [_watched(algo, is_quiet, run_training, config)]
+    else:
+        together = functools.partial(train_seeds, seeds=seeds)
+        results = _watched(f"{algo}, {seeds} seeds", is_quiet, together, config)
+    if is_first:
+        _tell(results, json)
 
 
 def finetune(
@@ -223,7 +251,7 @@ def read_pairs(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]
     return settings
 
 
-def _watched(title: str, quiet: bool, run: Any, config: Any) -> RunResult:
+def _watched(title: str, quiet: bool, run: Callable[..., T], config: Any) -> T:
     """Runs with a bar on a terminal, which shows the newest losses."""
     from pipeline.cli.progress import learning_bar
 
@@ -234,8 +262,7 @@ def _watched(title: str, quiet: bool, run: Any, config: Any) -> RunResult:
             stage = "packing the cache" if progress.stage == "pack" else title
             advance(stage, progress.done, progress.total, progress.values)
 
-        result: RunResult = run(config, report=report)
-    return result
+        return run(config, report=report)
 
 
 REGRETS = {
