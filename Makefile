@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= demo
 
-.PHONY: setup demo test test-reliability soak conformance lint format bench peers views clean
+.PHONY: setup demo test test-reliability test-learners suite-setup soak conformance lint format bench peers views clean
 
 setup: $(READY)
 
@@ -30,6 +30,11 @@ test-reliability: $(READY)
 		tests/service/test_server_kills.py tests/service/test_network.py \
 		tests/service/test_flight.py tests/service/test_hostile.py tests/service/test_fuzz.py \
 		tests/service/test_flood.py
+
+# Every learner on a small task until it is solved, three seeds each; minutes apiece.
+test-learners: $(READY)
+	PENSTOCK_LONG=1 $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 1200 \
+		tests/learners/test_tasks.py tests/learners/test_traps.py
 
 # A server under half its peak for SOAK_MINUTES (30): nothing may grow, no episode may be missing.
 soak: $(READY)
@@ -67,6 +72,14 @@ peers: $(PEERS:%=$(PENSTOCK_PEERS)/%/.ready)
 $(PENSTOCK_PEERS)/%/.ready: tests/peers/%.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	grep '^torch==' $< | xargs -r $(@D)/bin/pip install --quiet --disable-pip-version-check
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# Simulators of the learners' suite (python -m benchmarks), whose pins of MuJoCo do not go together.
+suite-setup: $(patsubst %,$(PENSTOCK_PEERS)/suite-%/.ready,ogbench robotics metaworld)
+
+$(PENSTOCK_PEERS)/suite-%/.ready: benchmarks/%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
