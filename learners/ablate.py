@@ -23,7 +23,7 @@ from learners.files import write_whole
 from learners.judge import Judged, Judging, judge
 from learners.run import Progress, check_same, threads
 from learners.settings import Settings, read_settings
-from learners.train import TrainConfig, train
+from learners.train import TrainConfig, train_seeds
 from schemas.errors import ConfigError, NotFoundError, UntrustedError
 
 DOCUMENT = "ablation.json"
@@ -33,6 +33,12 @@ FIXED = (
     *("sampler", "batch_size", "discount", "first_seed"),
 )
 """What an ablation that goes on must share with its beginning; seeds and episodes may differ."""
+
+COMMON = {
+    *("algo", "steps", "settings", "batch_size", "discount", "sampler", "stream"),
+    *("device", "threads"),
+}
+"""What all of its runs have as the ablation says."""
 
 Told = Callable[[str, int, int, Mapping[str, float]], None]
 """Told a stage, how much of it is done, the total, and the newest losses."""
@@ -85,15 +91,12 @@ def ablate(config: AblateConfig, told: Told | None = None) -> Comparison:
     pinned = _pinned(config, folder)
     _write(folder, config, pinned, None)
     say = told or (lambda _stage, _done, _total, _values: None)
-    total = len(pinned) * config.seeds
-    judged: dict[str, list[Judged]] = {letter: [] for letter in LETTERS[: len(pinned)]}
-    for seed in range(config.first_seed, config.first_seed + config.seeds):
-        for letter, version in zip(judged, pinned, strict=True):
-            say("runs", sum(map(len, judged.values())), total, {})
-            judged[letter].append(_run(config, letter, version, seed, say))
-    say("runs", total, total, {})
+    judged = {
+        letter: _runs(config, letter, version, say)
+        for letter, version in zip(LETTERS, pinned, strict=False)
+    }
     arms = [
-        Arm(letter, reference, version, _size(version), tuple(judged[letter]))
+        Arm(letter, reference, version, _size(version), judged[letter])
         for letter, reference, version in zip(judged, config.data, pinned, strict=True)
     ]
     found = compare(arms)
@@ -119,35 +122,29 @@ def again(document: Path, out: str, seeds: int | None = None) -> AblateConfig:
     return read_settings(AblateConfig, config, "ablate")
 
 
-def _run(config: AblateConfig, letter: str, version: Pinned, seed: int, say: Told) -> Judged:
-    title = f"{letter} seed {seed}"
-    run = Path(config.out) / letter / f"seed-{seed}"
+def _runs(config: AblateConfig, letter: str, version: Pinned, say: Told) -> tuple[Judged, ...]:
+    """Trains all seeds on one version, side by side, and judges each."""
 
     def training(progress: Progress) -> None:
-        stage = "packing the cache" if progress.stage == "pack" else title
+        stage = "packing the cache" if progress.stage == "pack" else f"train {letter}"
         say(stage, progress.done, progress.total, progress.values)
 
-    train(
-        TrainConfig(
-            algo=config.algo,
-            data=(f"{version.store}@{version.version}",),
-            out=str(run),
-            steps=config.steps,
-            settings=config.settings,
-            batch_size=config.batch_size,
-            seed=seed,
-            discount=config.discount,
-            sampler=config.sampler,
-            stream=config.stream,
-            device=config.device,
-            threads=config.threads,
-            resume=True,
-        ),
-        training,
-    )
+    common = config.model_dump(include=COMMON)
+    data = (f"{version.store}@{version.version}",)
+    out = Path(config.out) / letter
+    given = {"data": data, "out": str(out), "seed": config.first_seed, "resume": True}
+    results = train_seeds(TrainConfig(**{**common, **given}), config.seeds, training)
     how = Judging(config.environment, config.episodes, device=config.device)
+    total = config.seeds * config.episodes
+    judged: list[Judged] = []
     with threads(config.threads):
-        return judge(run, how, lambda done: say("episodes", done, config.episodes, {}), reuse=True)
+        for number, result in enumerate(results):
+
+            def judging(done: int, before: int = number * config.episodes) -> None:
+                say(f"judge {letter}", before + done, total, {})
+
+            judged.append(judge(Path(result.run), how, judging, reuse=True))
+    return tuple(judged)
 
 
 def _pinned(config: AblateConfig, folder: Path) -> tuple[Pinned, ...]:

@@ -48,9 +48,9 @@ class Curves:
         """Returns steps that all seeds have, their means (points,) and intervals (points, 2)."""
         kept = [_points(seed, column) for seed in self.seeds if column in seed]
         shared = sorted(set.intersection(*(set(one) for one in kept))) if kept else []
-        values = np.array([[one[step] for step in shared] for one in kept]).reshape(-1, len(shared))
-        if not len(shared):
+        if not shared:
             return np.zeros(0), np.zeros(0), np.zeros((0, 2))
+        values = np.array([[one[step] for step in shared] for one in kept])
         return np.array(shared), values.mean(axis=0), band(values)
 
 

@@ -121,9 +121,9 @@ def against_random(found: Comparison) -> list[str]:
 
 
 def told(task: str, stage: str, done: int, total: int) -> None:
-    """Says how many runs are done."""
-    if stage == "runs":
-        sys.stderr.write(f"{task}: {done} of {total} runs\n")
+    """Says what is finished."""
+    if done == total:
+        sys.stderr.write(f"{task}: {stage}, {done} done\n")
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def ablate(
         }
         config = _config(asked, seeds, set, stream)
     picture = _picture(plot, Path(out))
-    with learning_bar("runs", config.seeds * len(config.data), quiet=json) as advance:
+    with learning_bar("train A", config.steps, quiet=json) as advance:
         found = run_ablation(config, advance)
     _tell(config, found, picture, json)
 
