@@ -280,6 +280,26 @@ def test_a_policy_of_dims_that_belong_together_is_learned() -> None:
     torch.testing.assert_close(probs, expected, atol=0.05, rtol=0)
 
 
+def test_a_rare_good_action_is_found_that_each_dim_on_its_own_misses() -> None:
+    """The example that the paper begins with: what is common hides what is good."""
+    modes = torch.tensor([[0.6, 0.6], [0.6, -0.6], [-0.6, 0.6]])
+    which = torch.tensor([0] * 8 + [1] * 36 + [2] * 36)
+    batch = {**rows(0, 80), "actions": modes[which], "discounts": torch.zeros(80)}
+    batch["rewards"] = torch.tensor([1.0, 0.1, -1.0])[which]
+    batch["is_demonstration"] = torch.zeros(80, dtype=torch.bool)
+    batch["observations"] = torch.ones(80, O)
+    form = {"levels": 1, "bins": 2}
+    rates = {"advantage_rate": 1e-2, "value_rate": 1e-2}
+    aware = learner("arsq", **form, **rates, alpha=0.05)
+    alone = learner("cqn", **form, critic_rate=1e-2, critic_weight=1.0, tau=0.2)
+    for _ in range(100):
+        aware.update(batch)
+        alone.update(batch)
+    assert aware.act(torch.ones(1, O)).tolist() == [[0.5, 0.5]]
+    # Means of a dim: 0.26 beyond 0 against -1, and -0.64 against 0.1.
+    assert alone.act(torch.ones(1, O)).tolist() == [[0.5, -0.5]]
+
+
 # -- discrete actions: soft Q-learning -------------------------------------------------------------
 
 
