@@ -121,7 +121,7 @@ def write_config(folder: Path, document: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if document["config"].get("tensorboard"):
         (folder / FOLDER).mkdir(exist_ok=True)
-    kept = {name: document[name] for name in ("kind", "run", "config", "data")}
+    kept = {name: document[name] for name in ("kind", "run", "config", "data", "inputs")}
     write_whole(folder / "run.json", (json.dumps(kept, indent=2) + "\n").encode())
 
 

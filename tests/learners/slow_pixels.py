@@ -15,19 +15,18 @@ class Camera:
     """One camera's network: 3 x 3 convolutions, a projection, layer norm, tanh."""
 
     def __init__(self, state: Mapping[str, Tensor], prefix: str, strides: tuple[int, ...]) -> None:
-        def taken(name: str) -> Tensor:
-            return state[f"{prefix}{name}"].double().clone().requires_grad_()
-
+        names = [f"{kind}.{layer}" for kind in ("weights", "biases") for layer in (0, 1)]
+        names += ["projection", "offset", "norm_scale", "norm_shift"]
         self.strides = strides
-        self.weights = [taken(f"weights.{layer}") for layer in range(len(strides))]
-        self.biases = [taken(f"biases.{layer}") for layer in range(len(strides))]
-        names = ("projection", "offset", "norm_scale", "norm_shift")
-        self.last = [taken(name) for name in names]
+        self.named = {
+            name: state[f"{prefix}{name}"].double().clone().requires_grad_() for name in names
+        }
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Pictures (B, H, W, C) of 0 to 255 to features (B, F)."""
         hidden = pictures.double().movedim(-1, 1) / 255 - 0.5
-        for weight, bias, stride in zip(self.weights, self.biases, self.strides, strict=True):
+        for layer, stride in enumerate(self.strides):
+            weight, bias = self.named[f"weights.{layer}"], self.named[f"biases.{layer}"]
             rows, columns = ((size - 3) // stride + 1 for size in hidden.shape[2:])
             out = [
                 [
@@ -42,17 +41,15 @@ class Camera:
             ]
             stacked = torch.stack([torch.stack(row, dim=-1) for row in out], dim=-2)
             hidden = (stacked + bias[:, None, None]).clamp(min=0)
-        projection, offset, scale, shift = self.last
-        flat = hidden.reshape(len(hidden), -1) @ projection[0] + offset[0]
+        flat = hidden.reshape(len(hidden), -1) @ self.named["projection"][0]
+        flat = flat + self.named["offset"][0]
         flat = flat - flat.mean(dim=1, keepdim=True)
         flat = flat / torch.sqrt((flat**2).mean(dim=1, keepdim=True) + 1e-5)
-        return torch.tanh(flat * scale[0] + shift[0])
+        return torch.tanh(flat * self.named["norm_scale"][0] + self.named["norm_shift"][0])
 
     @property
     def parameters(self) -> list[Tensor]:
-        """In the order in which the learner's own come."""
-        projection, offset, scale, shift = self.last
-        return [*self.weights, *self.biases, projection, offset, scale, shift]
+        return list(self.named.values())
 
     def follow(self, other: Camera, tau: float) -> None:
         for mine, theirs in zip(self.parameters, other.parameters, strict=True):
