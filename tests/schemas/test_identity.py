@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from schemas import identity
 from schemas.episode import Episode
 from schemas.identity import content_id, digest, hash64, native_id
 from tests.strategies import TEXTS, episodes
@@ -113,3 +114,13 @@ def test_ids() -> None:
 )
 def test_hashes_are_frozen(text: str, value: int) -> None:
     assert hash64(text) == value
+
+
+def test_large_and_small_contents_are_hashed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the bytes are handed to the hash, in whatever pieces, the digest is the same."""
+    ones = [base(actions=np.ones((3, size), np.float32)) for size in (1, 200, 2_000, 20_000)]
+    expected = [digest(one) for one in ones]
+    for most, piece in ((0, 1), (1 << 30, 7), (1 << 30, 1 << 30)):
+        monkeypatch.setattr(identity, "JOINED_BYTES", most)
+        monkeypatch.setattr(identity, "UNSHARED_BYTES", piece)
+        assert [digest(one) for one in ones] == expected

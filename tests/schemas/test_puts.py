@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from typing import Any
@@ -57,6 +58,28 @@ def test_nothing_is_lost_on_the_way(one: Episode, put_bytes: int) -> None:
     found = back(puts)
     assert_same_episode(found, one)
     assert digest(found) == digest(one)
+    assert found.spec == one.spec == found.replace().spec
+
+
+@settings(max_examples=60)
+@given(episodes(), st.integers(0, 9))
+def test_the_short_way_to_an_episode_is_that_of_all_rows(one: Episode, before: int) -> None:
+    """Rows of one put, some of a larger batch, against the same rows by the general way."""
+    try:
+        (put,) = puts_of(one, producer="a", epoch=1, put_bytes=1 << 30)
+    except PenstockError:
+        return
+    layout = check_schema(put.rows.schema, LIMITS)
+    several = [put.rows.slice(0, 1)] * before + [put.rows, put.rows.slice(0, 1)]
+    whole = pa.Table.from_batches(several).combine_chunks().to_batches()[0]
+    rows = whole.slice(before, put.rows.num_rows)
+    facts = put.header.facts
+    assert facts is not None
+    short = episode_of(one.episode_id, layout, facts, [rows])
+    general = episode_of(one.episode_id, layout, facts, [rows.slice(0, 1), rows.slice(1)])
+    assert_same_episode(short, general)
+    assert vars(short).keys() >= {field.name for field in dataclasses.fields(Episode)}
+    assert (short.spec, digest(short)) == (general.spec, digest(general))
 
 
 def encoded() -> Episode:
