@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", action="append", help="a row of the task, several times")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("demo/suite"))
+    parser.add_argument("--out", type=Path, default=Path(".suite"))
     given = parser.parse_args()
     unknown = sorted(set(given.tasks) - TASKS.keys())
     if unknown:

@@ -22,7 +22,7 @@ from learners.checkpoint import last_checkpoint, load_checkpoint, restore
 from learners.evaluate import Evaluation, evaluate
 from learners.files import write_whole
 from learners.finetune import FinetuneConfig, finetune
-from learners.train import TrainConfig, train
+from learners.train import TrainConfig, train_seeds
 
 RESULTS = "results.json"
 Note = Callable[[str], None]
@@ -79,11 +79,11 @@ def run_task(
         reference = references[entry.data or "main"]
         done |= {"algo": entry.algo, "settings": _settings(place, entry, reference)}
         done |= {"published": entry.published_online or entry.published}
-        for seed in range(seeds):
-            if str(seed) not in done["seeds"]:
-                done["seeds"][str(seed)] = _judged(place, row, entry, reference, seed)
-                write_whole(file, (json.dumps(document, indent=1) + "\n").encode())
-                note(f"{name}: {row}, seed {seed}: {done['seeds'][str(seed)]['score']:.1f}")
+        missing = [seed for seed in range(seeds) if str(seed) not in done["seeds"]]
+        for seed, found in _judged(place, row, entry, reference, missing):
+            done["seeds"][str(seed)] = found
+            write_whole(file, (json.dumps(document, indent=1) + "\n").encode())
+            note(f"{name}: {row}, seed {seed}: {found['score']:.1f}")
     if place.task.grid:
         document["correlation"] = correlate(document)
     document["orders"] = [list(pair) for pair in place.task.orders]
@@ -138,43 +138,59 @@ def _settings(place: Place, entry: Entry, reference: str) -> dict[str, Any]:
     return settings
 
 
-def _judged(place: Place, row: str, entry: Entry, reference: str, seed: int) -> dict[str, Any]:
-    """Trains one seed of a row, judges its last checkpoint, and says what came of it."""
+def _judged(
+    place: Place, row: str, entry: Entry, reference: str, seeds: Sequence[int]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Trains seeds of a row, judges their last checkpoints, and says what came of each."""
+    if not seeds:
+        return
     before = time.process_time()
-    run = _offline(place, row, entry, reference, seed)
-    if entry.online is not None:
-        run = _online(place, run, entry.online, row, seed)
-    seconds = time.process_time() - before
-    learner = restore(load_checkpoint(run), place.device)
-    judged = evaluate(learner, register(place.task.world), place.scale.evaluation_episodes)
-    return {
-        "score": _score(place.task, judged),
-        "mean_return": judged.mean_return,
-        "success": judged.success,
-        "episodes": len(judged.returns),
-        "learning_cpu_seconds": round(seconds, 1),
-    }
+    runs = _offline(place, row, entry, reference, seeds)
+    offline = (time.process_time() - before) / len(runs)
+    for seed in seeds:
+        before = time.process_time()
+        run = runs[seed]
+        if entry.online is not None:
+            run = _online(place, run, entry.online, row, seed)
+        seconds = offline + time.process_time() - before
+        learner = restore(load_checkpoint(run), place.device)
+        judged = evaluate(learner, register(place.task.world), place.scale.evaluation_episodes)
+        yield (
+            seed,
+            {
+                "score": _score(place.task, judged),
+                "mean_return": judged.mean_return,
+                "success": judged.success,
+                "returns": list(judged.returns),
+                "learning_cpu_seconds": round(seconds, 1),
+            },
+        )
 
 
-def _offline(place: Place, row: str, entry: Entry, reference: str, seed: int) -> Path:
-    run = place.folder / "runs" / f"{_slug(row.removesuffix(' online'))}-{seed}"
-    train(
+def _offline(
+    place: Place, row: str, entry: Entry, reference: str, seeds: Sequence[int]
+) -> dict[int, Path]:
+    """Trains seeds side by side; a row that goes on online shares its beginning with the other."""
+    out = place.folder / "runs" / _slug(row.removesuffix(" online"))
+    first, count = min(seeds), max(seeds) - min(seeds) + 1
+    train_seeds(
         TrainConfig(
             algo=entry.algo,
             data=(reference,),
-            out=str(run),
+            out=str(out),
             steps=1 if entry.algo == "rlpd" else place.scale.steps,
             settings=_settings(place, entry, reference),
             batch_size=place.scale.batch_size,
-            seed=seed,
+            seed=first,
             discount=place.task.discount,
             device=place.device,
             checkpoint_every=max(place.scale.steps // 4, 1),
             log_every=max(place.scale.steps // 100, 1),
-            resume=last_checkpoint(run) is not None,
-        )
+            resume=True,
+        ),
+        count,
     )
-    return run
+    return {seed: out / f"seed-{seed}" for seed in range(first, first + count)}
 
 
 def _online(place: Place, run: Path, online: Mapping[str, Any], row: str, seed: int) -> Path:
