@@ -95,7 +95,8 @@ class PullStream(_Said):
     answered by batches and one message with `Answered` and no batch.
     """
 
-    answers: Literal["episodes"] = "episodes"
+    answers: Literal["episodes", "objects"] = "episodes"
+    """What answers are made of: `EPISODES`, or `FILES` for the tickets `object` and `names`."""
 
 
 class Answered(_Said):
@@ -159,6 +160,25 @@ class Place(_Said):
     """Every episode whose end has this offset or a smaller one was sent, or is older than asked."""
 
 
+Key = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class ObjectTicket(_Said):
+    """One object of the store, as it lies there; `not_found` if there is none."""
+
+    type: Literal["object"] = "object"
+    key: Key
+    only_whether: bool = False
+    """Only whether it is there: the answer has no bytes."""
+
+
+class NamesTicket(_Said):
+    """The names directly below a prefix of the store's keys, one a row."""
+
+    type: Literal["names"] = "names"
+    prefix: Key
+
+
 class BlockFiles(_Said):
     """What a block is made of, and how to know that it is whole."""
 
@@ -169,13 +189,16 @@ class BlockFiles(_Said):
 
 
 Ticket = Annotated[
-    TailTicket | EpisodesTicket | BlockTicket | VersionsTicket, Field(discriminator="type")
+    TailTicket | EpisodesTicket | BlockTicket | VersionsTicket | ObjectTicket | NamesTicket,
+    Field(discriminator="type"),
 ]
 _TICKETS: TypeAdapter[Any] = TypeAdapter(Ticket)
 _D = TypeVar("_D", bound=_Said)
 
 
-def read_ticket(data: bytes) -> TailTicket | EpisodesTicket | BlockTicket | VersionsTicket:
+def read_ticket(
+    data: bytes,
+) -> TailTicket | EpisodesTicket | BlockTicket | VersionsTicket | ObjectTicket | NamesTicket:
     """Returns the ticket that some JSON is.
 
     Raises:
@@ -183,12 +206,9 @@ def read_ticket(data: bytes) -> TailTicket | EpisodesTicket | BlockTicket | Vers
     """
     _check_length(data)
     try:
-        found: TailTicket | EpisodesTicket | BlockTicket | VersionsTicket = _TICKETS.validate_json(
-            data
-        )
+        return _TICKETS.validate_json(data)  # type: ignore[no-any-return]
     except ValidationError as error:
         raise _refusal("a ticket", error) from None
-    return found
 
 
 def read_said(kind: type[_D], data: bytes) -> _D:

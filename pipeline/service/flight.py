@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from pipeline.service import flight_exchange, flight_pull
-from pipeline.service.flight_auth import MIDDLEWARE, Callers, caller_of
+from pipeline.service import flight_exchange, flight_objects, flight_pull
+from pipeline.service.flight_auth import MIDDLEWARE, Caller, Callers, caller_of, write_deed
 from pipeline.service.flight_errors import flight_error, told, told_all
 from pipeline.service.flight_put import Streams
 from pipeline.service.state import ControlState
@@ -37,6 +37,8 @@ from schemas.pulls import (
     FILES,
     BlockTicket,
     EpisodesTicket,
+    NamesTicket,
+    ObjectTicket,
     PullStream,
     TailTicket,
     VersionsTicket,
@@ -45,7 +47,10 @@ from schemas.pulls import (
 )
 
 logger = logging.getLogger(__name__)
-ACTIONS = (("status", "Figures of the log, as JSON."),)
+ACTIONS = (
+    ("status", "Figures of the log, as JSON."),
+    ("refer", "Remembers what a run reads (`pipeline.store.runs.RunReference` as JSON)."),
+)
 REUSE = "arrow-flight-reuse-connection://?"
 """Where an endpoint is when it is here."""
 STOP_SECONDS = 5.0
@@ -122,7 +127,10 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
     def do_action(self, context: Any, action: Any) -> Any:
         """Does something small."""
         with told():
-            caller_of(context).check(_ANY)
+            caller = caller_of(context)
+            caller.check(_ANY)
+            if action.type == "refer":
+                return [self._refer(caller, context.peer(), action.body.to_pybytes())]
             if action.type != "status":
                 raise NotFoundError(f"Expected the action 'status', came {action.type[:64]!r}.")
             status = {**self._state.log.status(), "ports": self._state.ports}
@@ -143,11 +151,22 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
         with told():
             caller = caller_of(context)
             token = caller.check(("pull",))
-            read_said(PullStream, descriptor.command or b"{}")
+            asked = read_said(PullStream, descriptor.command or b"{}")
             with self._state.quotas.stream(token):
-                flight_exchange.answer(self._state, self.streams, caller, reader, writer)
+                flight_exchange.answer(self._state, self.streams, caller, asked, (reader, writer))
 
     # -- within --------------------------------------------------------------------------------
+
+    def _refer(self, caller: Caller, client: str, data: bytes) -> bytes:
+        error: Exception | None = None
+        try:
+            caller.check(("pull",))
+            return flight_objects.refer(self._state, data)
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            write_deed(self._state, caller.token, "REFER", client, error)
 
     def _messages(self, data: bytes) -> tuple[pa.Schema, flight_pull.Messages]:
         state, ticket = self._state, read_ticket(data)
@@ -158,6 +177,8 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
         if isinstance(ticket, BlockTicket):
             version, _, found = flight_pull.block_of(state, ticket)
             return FILES, flight_pull.files(state, version, found.files)
+        if isinstance(ticket, ObjectTicket | NamesTicket):
+            return FILES, flight_objects.messages(state, ticket)
         assert isinstance(ticket, VersionsTicket)
         table = flight_pull.versions(state, ticket)
         return table.schema, iter([(batch, b"") for batch in table.to_batches()])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.service import flight_pull
+from pipeline.service import flight_objects, flight_pull
 from pipeline.service.flight_auth import Caller
 from pipeline.service.flight_errors import fault_of
 from pipeline.service.flight_put import Streams
@@ -20,24 +20,44 @@ from pipeline.service.state import ControlState
 from schemas.errors import UsageError
 from schemas.pulls import (
     EPISODES,
+    FILES,
     Answered,
     EpisodesTicket,
     Fault,
+    NamesTicket,
+    ObjectTicket,
+    PullStream,
     TailTicket,
     read_ticket,
 )
 
 
-def answer(state: ControlState, streams: Streams, caller: Caller, reader: Any, writer: Any) -> None:
+def answer(
+    state: ControlState,
+    streams: Streams,
+    caller: Caller,
+    asked: PullStream,
+    ends: tuple[Any, Any],
+) -> None:
     """Answers tickets until the client sends no more.
+
+    Args:
+        state: of the service.
+        streams: of puts, which say whether the service is about to end.
+        caller: whose stream it is.
+        asked: what kind of answers the stream has.
+        ends: reader and writer.
 
     Raises:
         UnauthenticatedError: if the caller's token was revoked meanwhile.
     """
-    writer.begin(EPISODES)
+    reader, writer = ends
+    has_objects = asked.answers == "objects"
+    writer.begin(FILES if has_objects else EPISODES)
     for ticket in _tickets(reader):
         caller.check_again()
-        answers = _Answers(_messages(state, streams, ticket))
+        found = _objects(state, ticket) if has_objects else _episodes(state, streams, ticket)
+        answers = _Answers(found)
         for batch, said in answers:
             writer.write_with_metadata(batch, said)
         writer.write_metadata(Answered(error=answers.fault).encoded())
@@ -65,7 +85,14 @@ class _Answers:
             yield message
 
 
-def _messages(state: ControlState, streams: Streams, data: bytes) -> flight_pull.Messages:
+def _objects(state: ControlState, data: bytes) -> flight_pull.Messages:
+    ticket = read_ticket(data)
+    if not isinstance(ticket, ObjectTicket | NamesTicket):
+        raise UsageError("Expected the ticket of an object or of names, came another.")
+    yield from flight_objects.messages(state, ticket)
+
+
+def _episodes(state: ControlState, streams: Streams, data: bytes) -> flight_pull.Messages:
     ticket = read_ticket(data)
     if isinstance(ticket, TailTicket) and not ticket.follow:
         yield from flight_pull.tail(state, streams, ticket)

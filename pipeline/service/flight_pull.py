@@ -192,11 +192,12 @@ def files(state: ControlState, version: Version, wanted: Iterable[DataFile]) -> 
         for at in range(0, max(data.size, 1), PIECE_BYTES):
             piece = data.slice(at, min(PIECE_BYTES, data.size - at))
             state.metrics.pull_bytes.inc(piece.size)
-            yield _piece(file.key, piece), b""
+            yield piece_of(file.key, piece), b""
 
 
-def _piece(key: str, piece: pa.Buffer) -> pa.RecordBatch:
+def piece_of(key: str, data: pa.Buffer | bytes | memoryview) -> pa.RecordBatch:
     """Returns a message of one row around some bytes, which are not copied."""
+    piece = pa.py_buffer(data)
     offsets = pa.py_buffer(pa.array([0, piece.size], pa.int64()).buffers()[1])
     column = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, piece])
     return pa.record_batch([pa.array([key]), column], FILES)

@@ -1,12 +1,14 @@
 """From a URL to the objects below it.
 
-A URL names one place: a folder, a bucket and prefix, or whatever else fsspec can open. Chained URLs
+A URL names one place: a folder, a bucket and prefix, whatever else fsspec can open, or the service
+that serves a store, which is to be read only then. Chained URLs
 (`simplecache::...`) and credentials inside a URL are refused: the first can name local files from
 anywhere, the second end up in logs and version histories.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,9 @@ WRAPPERS = frozenset(
 )
 """fsspec's names for what is no place of its own."""
 S3 = ("s3", "s3a")
+SERVICES = ("grpc", "grpc+tcp", "grpc+tls")
+_BEHIND_A_SERVICE = "pipeline.service.client.objects"
+"""Named, not imported: a store knows nothing of services, and only such URLs load Flight."""
 _SCHEME = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*\Z")
 
 
@@ -53,6 +58,8 @@ def open_objects(
         if options:
             raise UsageError("Expected storage_options for a URL only, came some for a folder.")
         return LocalObjects(_folder(rest if is_url else text))
+    if scheme.lower() in SERVICES and "::" not in text:
+        return _behind_a_service(text, options, single_writer)
     scheme = _checked(text, scheme.lower(), rest)
     rest = rest.rstrip("/")
     if scheme in S3:
@@ -88,6 +95,13 @@ def _checked(text: str, scheme: str, rest: str) -> str:
     if scheme in S3 and (not host or any(sign in rest for sign in "?#:")):
         raise UsageError(f"Expected s3://BUCKET/PREFIX, came {text!r}.", where=text)
     return scheme
+
+
+def _behind_a_service(url: str, options: Mapping[str, Any] | None, single_writer: bool) -> Objects:
+    if single_writer:
+        raise UsageError("Expected a store that is read, behind a service, came single_writer.")
+    found: Objects = importlib.import_module(_BEHIND_A_SERVICE).ServiceObjects(url, options)
+    return found
 
 
 def _s3(url: str, options: Mapping[str, Any] | None, single_writer: bool) -> Objects:

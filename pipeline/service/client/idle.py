@@ -30,6 +30,8 @@ class Connection:
     client: fl.FlightClient
     at: int
     """The number of its address, for `Addresses.failed`."""
+    asked: PullStream
+    """How its stream of small pulls begins."""
     is_used: bool = False
     """True if it served before: it may have broken since, which says nothing of the service."""
     stream: tuple[fl.FlightStreamWriter, fl.FlightStreamReader] | None = None
@@ -41,7 +43,7 @@ class Connection:
     ) -> tuple[fl.FlightStreamWriter, fl.FlightStreamReader]:
         """Returns its stream of small pulls."""
         if self.stream is None:
-            descriptor = fl.FlightDescriptor.for_command(PullStream().encoded())
+            descriptor = fl.FlightDescriptor.for_command(self.asked.encoded())
             self.stream = self.client.do_exchange(descriptor, options)
         return self.stream
 
@@ -64,8 +66,9 @@ class Connection:
 class IdleConnections:
     """Hands out connections and takes them back; safe to use from several threads."""
 
-    def __init__(self, addresses: Addresses) -> None:
+    def __init__(self, addresses: Addresses, asked: PullStream) -> None:
         self._addresses = addresses
+        self._asked = asked
         self._changed = threading.Condition()
         self._idle: list[Connection] = []
         self._is_closed = False
@@ -83,7 +86,7 @@ class IdleConnections:
             if self._idle:
                 return self._idle.pop()
         client, at = self._addresses.connect()
-        return Connection(client, at)
+        return Connection(client, at, self._asked)
 
     def give_back(self, one: Connection) -> None:
         """Takes a connection back whose call went well to its end."""

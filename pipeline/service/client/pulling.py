@@ -33,7 +33,10 @@ from schemas.pulls import (
     BlockFiles,
     EpisodesTicket,
     Fault,
+    NamesTicket,
+    ObjectTicket,
     Place,
+    PullStream,
     TailTicket,
     VersionsTicket,
     decode_episode,
@@ -42,6 +45,9 @@ from schemas.pulls import (
 
 REMEMBERED = 100_000
 """Ids that a tail remembers, so that it yields none twice after it connected anew."""
+
+
+_EPISODES = PullStream()
 
 
 class _StaleError(Exception):
@@ -61,10 +67,12 @@ class Tailed:
 class Pulls:
     """Asks the servers of one store, the next one after each failure."""
 
-    def __init__(self, addresses: Addresses, settings: ClientSettings) -> None:
+    def __init__(
+        self, addresses: Addresses, settings: ClientSettings, asked: PullStream = _EPISODES
+    ) -> None:
         self._addresses = addresses
         self._settings = settings
-        self._connections = IdleConnections(addresses)
+        self._connections = IdleConnections(addresses, asked)
 
     def close(self) -> None:
         """Ends the connections that are kept for further pulls."""
@@ -92,6 +100,24 @@ class Pulls:
             except TransientError as error:
                 if isinstance(error, OutOfTimeError) or not ticket.follow:
                     raise
+                _wait(error, backoff, until)
+
+    def objects(self, ticket: ObjectTicket | NamesTicket) -> list[tuple[str, pa.Buffer]]:
+        """Returns the rows of an answer, name and bytes; waits for a service that is away.
+
+        Raises:
+            NotFoundError: if there is no such object.
+            TransientError: if the service does not answer for `retry_seconds`.
+        """
+        backoff, until = Backoff(self._settings), self._until()
+        while True:
+            try:
+                return [
+                    (key, data.as_buffer())
+                    for batch, _ in self._messages(ticket.encoded(), is_small=True)
+                    for key, data in zip(batch["key"].to_pylist(), batch["data"], strict=True)
+                ]
+            except TransientError as error:
                 _wait(error, backoff, until)
 
     def episodes(self, ticket: EpisodesTicket) -> Iterator[Episode]:
