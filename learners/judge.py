@@ -138,10 +138,13 @@ def judge(
 
 def group_of(checkpoint: Checkpoint) -> str:
     """Returns what a run is besides its seed, as one text."""
-    config = checkpoint.document.get("config", {})
+    document = checkpoint.document
+    config = document.get("config", {})
     kept = {name: config[name] for name in config if name not in NOT_OF_A_GROUP}
-    data = checkpoint.document.get("data", ())
-    return json.dumps([checkpoint.algo, checkpoint.step, kept, data], sort_keys=True)
+    # Updates of fine-tuning hang on how long the last episode was.
+    step = checkpoint.step if document.get("kind") == "train" else None
+    parts = [checkpoint.algo, dict(checkpoint.settings), step, kept, document.get("data", ())]
+    return json.dumps(parts, sort_keys=True)
 
 
 def summarise(judged: Sequence[Judged]) -> list[GroupScore]:

@@ -118,7 +118,8 @@ def plot_comparison(found: Comparison, file: Path) -> None:
         _marks(left, at, [(scale * one.mean, *(scale * np.array(one.interval))) for one in spreads])
         names = [f"{arm.letter}\n{arm.size.episodes:,} episodes" for arm in found.arms]
         left.set_xticks(at, names)
-        left.set(ylabel=unit, title="each line is one seed")
+        left.set_ylabel(unit)
+        left.set_title("each line is one seed", loc="left", fontsize=8.5)
         differences = [one.success if by_success else one.returns for one in found.differences]
         shown = [one for one in differences if one is not None]
         places = np.arange(len(shown))
@@ -130,7 +131,9 @@ def plot_comparison(found: Comparison, file: Path) -> None:
         first = found.arms[0].letter
         right.set_xticks(places, [f"{one.letter} - {first}" for one in found.differences])
         right.set_xlim(-0.7, len(shown) - 0.3)
-        right.set(title="paired differences, 95 % over seeds and episodes")
+        right.set_title(
+            "paired differences, 95 % over seeds and episodes", loc="left", fontsize=8.5
+        )
         _save(figure, file)
 
 

@@ -116,6 +116,9 @@ def test_an_actor_plays_and_a_learner_learns(world: tuple[Store, Path, Server]) 
     assert policies.steps(store.catalog, "live")[-1] == 120
     table = read_table(Path(asked.out) / "metrics.csv")
     assert 0.05 * 16 * 0.5 < float(table[-1]["samples_per_insert"]) < 0.05 * 16 * 2
+    assert result.regret is not None
+    assert (result.regret.kind, table[-1]["regret"] != "") == ("best_return", True)
+    assert 1 <= result.regret.episodes <= actor.done.episodes
     _same_batches(Path(asked.out), 80)
     references = runs.references(store.catalog, "live")
     assert len({one.versions[-1].id for one in references}) > 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from learners.finetune import FinetuneConfig, finetune
-from learners.regret import Regret, Tally
+from learners.regret import Regret, Tally, tally_of
 from learners.runlog import read_table
 from learners.train import TrainConfig, train
 from pipeline.store.store import open_store
@@ -30,6 +30,17 @@ def test_each_form_says_which_it_is() -> None:
     assert _regret("A-v0") is None
     assert _regret("A-v0", (None, None)) is None
     assert _regret("A-v0", (None, True)) == Regret(0.0, "success", 1)
+
+
+@pytest.mark.usefixtures("homing")
+def test_only_rollouts_of_the_run_count(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store", create=True)
+    stamps = ["live:5", "live:9", "other:5", None, "lively:5"]
+    given = zip(demonstrations(5), stamps, [True, False, False, True, True], strict=True)
+    store.append([one.replace(policy_version=said, success=won) for one, said, won in given])
+    found = tally_of(store.version(), ENVIRONMENT, "policy_version", "live:")
+    assert found.regret() == Regret(0.5, "success", 2)
+    assert tally_of(store.version(), ENVIRONMENT, "policy_version", "none:").regret() is None
 
 
 @pytest.mark.usefixtures("homing")
