@@ -32,7 +32,7 @@ def grid_entries(task: Task) -> dict[str, Entry]:
 
 def add_mixed(folder: Path, store: Path) -> Iterator[tuple[str, str]]:
     """Puts all datasets together, scores them, and chooses; yields their names and references."""
-    opened = open_store(store)
+    opened = open_store(store, create=True)
     for file in sorted((folder / "data").glob("p*.npz")):
         opened.append(episodes(file), f"from {file.name}", branch="all")
     measured = measure_version(opened, "all", MeasureConfig()).version

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ def python_of(world: str) -> Path:
     Raises:
         NotFoundError: if it was not set up.
     """
+    package = world.partition("/")[0]
+    if package == "gymnasium":
+        return Path(sys.executable)
     peers = Path(os.environ.get("PENSTOCK_PEERS", ROOT / ".peers"))
-    found = peers.absolute() / f"suite-{PLACES[world.partition('/')[0]]}" / "bin" / "python"
+    found = peers.absolute() / f"suite-{PLACES[package]}" / "bin" / "python"
     if not found.exists():
         raise NotFoundError(
             f"Expected the simulator of {world} under {found.parent}; run `make suite-setup`.",
@@ -75,7 +79,11 @@ class Remote(gym.Env[np.ndarray, np.ndarray]):  # type: ignore[misc]
             cwd=ROOT,
             text=True,
         )
-        spaces = self._answer()
+        try:
+            spaces = self._answer()
+        except ConfigError:
+            self.close()
+            raise
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, spaces["observation"], np.float64)
         low, high = (np.array(spaces[name], np.float32) for name in ("low", "high"))
         self.action_space = gym.spaces.Box(low, high, dtype=np.float32)
@@ -95,9 +103,9 @@ class Remote(gym.Env[np.ndarray, np.ndarray]):  # type: ignore[misc]
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process.poll() is None:
+        if not self._said.closed:
             self._process.communicate()  # closes its input, which ends it
-        self._said.close()
+            self._said.close()
 
     def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None, "made with a pipe"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from learners.scores import bootstrap_interval
+from learners.scores import stratified_interval
 
 
 def load(out: Path, size: str) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def table(document: Mapping[str, Any]) -> str:
     for row, done in document["rows"].items():
         found = scores(document, row)
         if len(found):
-            low, high = bootstrap_interval(found)
+            low, high = stratified_interval(found[:, None])
             shown = f"{found.mean():.1f} [{low:.1f}, {high:.1f}]"
             said = done["published"] or "-"
             lines.append(f"| {row} | {len(found)} | {shown} | {found.min():.1f} | {said} |")
@@ -44,7 +44,7 @@ def table(document: Mapping[str, Any]) -> str:
 def verdict(document: Mapping[str, Any], lower: str, upper: str) -> str:
     """Says whether one row is above another over the seeds that both have.
 
-    It is if the 95 % bootstrap interval of the mean difference, seed by seed, lies above 0.
+    It is if the 95 % interval of the mean difference, seed by seed, lies above 0.
     """
     rows = document["rows"]
     if lower not in rows or upper not in rows:
@@ -55,6 +55,6 @@ def verdict(document: Mapping[str, Any], lower: str, upper: str) -> str:
     gains = np.array(
         [rows[upper]["seeds"][k]["score"] - rows[lower]["seeds"][k]["score"] for k in sorted(both)]
     )
-    low, high = bootstrap_interval(gains)
+    low, high = stratified_interval(gains[:, None])
     said = "holds" if low > 0 else "does not hold"
     return f"{lower} < {upper}: {said}, by {gains.mean():.1f} [{low:.1f}, {high:.1f}]"

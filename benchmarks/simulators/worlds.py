@@ -21,19 +21,21 @@ def make_world(name: str) -> gym.Env[Any, Any]:
     """Makes a world: observations of one vector, `info["success"]`, an end at success.
 
     Args:
-        name: `ogbench/<environment>`, `pointmaze/umaze`, `pointmaze/medium` or
-            `metaworld/<task>`.
+        name: `ogbench/<environment>`, `pointmaze/umaze`, `pointmaze/medium`,
+            `metaworld/<task>`, or `gymnasium/<environment>` for what Gymnasium itself has.
     """
     package, _, inner = name.partition("/")
     if package == "ogbench":
         import ogbench  # noqa: F401, PLC0415 - registers its environments
 
         return gym.make(inner)
+    if package == "gymnasium":
+        return gym.make(inner)
     if package == "pointmaze":
         return OneGoal(make_maze(inner, continuing_task=False), *CELLS[inner])
     if package == "metaworld":
         return ManipulationTask(inner)
-    raise ValueError(f"Expected ogbench/, pointmaze/ or metaworld/, came {name!r}.")
+    raise ValueError(f"Expected ogbench/, pointmaze/, metaworld/ or gymnasium/, came {name!r}.")
 
 
 CELLS = {"umaze": (UMAZE_START, UMAZE_GOAL), "medium": (MEDIUM_START, MEDIUM_GOAL)}
