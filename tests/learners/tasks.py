@@ -2,7 +2,8 @@
 
 A scripted controller swings the pendulum up and holds it; it scores about -145, idle play about
 -1,190. "steady" data are its episodes with noise on the actions. "mixed" data are a few of those
-among three times as many of aimless play, so that whoever copies all of it fails.
+among three times as many of aimless play, so that whoever copies all of it fails. "best" is the
+quarter of those that earned the most, for learners that are shown demonstrations beside other data.
 
 `python -m tests.learners.tasks` measures every learner on five seeds and prints what
 `tests.learners.test_tasks` asks for beside it.
@@ -34,6 +35,11 @@ DISCOUNT = 0.98
 _FAST: dict[str, Any] = {"hidden": (64, 64), "standardise": True}
 _CRITIC: dict[str, Any] = {**_FAST, "critic_rate": 1e-3, "policy_rate": 1e-3, "tau": 0.02}
 _SCALED: dict[str, Any] = {**_CRITIC, "reward_scale": 0.1}
+# Sums of rewards between -2 and 0, which CQN's values cover.
+_CHOSEN: dict[str, Any] = {
+    **_FAST,
+    **{"tau": 0.02, "reward_scale": 0.005, "levels": 2, "bins": 5, "demonstrations": 1},
+}
 _WHOLE: dict[str, Any] = {"reward_scale": 0.1, "action_low": -2.0, "action_high": 2.0}
 
 
@@ -42,6 +48,7 @@ class Task:
     """What a learner is given, and the mean return of 10 episodes that it has to reach."""
 
     data: str
+    """Branches with their weights, parted by commas."""
     at_least: float
     steps: int
     settings: Mapping[str, Any]
@@ -138,11 +145,14 @@ def _played(actor: Any, count: int, noise: float, name: str) -> Iterator[Episode
 
 
 def make_data(place: Path) -> Store:
-    """A store with the branches `steady` and `mixed`."""
+    """A store with the branches `steady`, `mixed` and `best`."""
     store = open_store(place, create=True)
     store.append(_played(Swinging(), 30, 1.0, "swinging"), branch="steady")
     store.append(_played(Swinging(), 15, 1.0, "swinging"), branch="mixed")
     store.append(_played(Idle(), 45, 1.5, "idle"), branch="mixed")
+    mixed = store.version("mixed")
+    earned = mixed.episodes(columns=["episode_return"])["episode_return"].to_numpy()
+    mixed.where(f"episode_return >= {float(np.quantile(earned, 0.75))!r}").commit("best")
     return store
 
 
@@ -153,7 +163,7 @@ def solve(algo: str, store: Store, out: Path, seed: int, **changes: Any) -> floa
     run = train(
         TrainConfig(
             algo=algo,
-            data=(f"{store.url}@{task.data}",),
+            data=tuple(f"{store.url}@{branch}" for branch in task.data.split(",")),
             out=str(out),
             batch_size=task.batch_size,
             seed=seed,
