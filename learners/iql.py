@@ -160,10 +160,7 @@ class IQL(PixelLearner):
         """
         settings, agents = self.settings, self.agents
         rewards = b.rewards * settings.reward_scale + settings.reward_shift
-        pairs = slow_pairs = torch.cat([b.s_t, b.a_t], dim=-1)  # (K, B, O + A)
-        if slow is not b.s_t:
-            slow_pairs = torch.cat([slow, b.a_t], dim=-1)
-
+        slow_pairs = torch.cat([slow, b.a_t], dim=-1)  # (K, B, O + A)
         with torch.no_grad():
             q_target = self.targets(slow_pairs).squeeze(-1).amin(dim=1)  # (K, B)
         errors = q_target - self._values(held)
@@ -174,6 +171,8 @@ class IQL(PixelLearner):
             weights = advantage_weights(q_target - v_t, settings.temperature, settings.weight_limit)
             targets = critic_targets(rewards, b.discounts, v_tp1)
 
+        # After the descent of V: compiled, what both need gradients of would be one graph.
+        pairs = slow_pairs if slow is b.s_t else torch.cat([b.s_t, b.a_t], dim=-1)
         actor = policy_loss(self._log_probs(held, b.a_t), weights, b.mask)
         critic = critic_loss(self.critics(pairs).squeeze(-1), targets, b.mask)
         descend(self.adam, actor + critic)

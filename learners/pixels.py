@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from learners.base import Batch, Learner, Transitions
+from learners.eager import uncompiled
 from learners.encoders import Encoder, random_shift
 from learners.inputs import named_pictures
 from learners.normaliser import Picture
@@ -113,6 +114,7 @@ class PixelLearner(Learner):
             split_pictures.append(picture)
         return Seen(split(numbers), tuple(split_pictures))
 
+    @uncompiled
     def encoded(self, seen: Seen, encoder: Any = None) -> Tensor:
         """Returns features and numbers, (K, B, dims + O), by the encoder or a slow copy of it."""
         network = self.encoder if encoder is None else encoder
