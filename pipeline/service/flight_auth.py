@@ -16,6 +16,7 @@ from pipeline.service.flight_errors import flight_error
 from pipeline.service.state import ControlState
 from pipeline.service.tokens import Scope, Token, check_scope
 from schemas.errors import PenstockError, UnauthenticatedError
+from schemas.tracing import HEADER, traceparent_of
 
 logger = logging.getLogger(__name__)
 MIDDLEWARE = "token"
@@ -63,6 +64,10 @@ class Callers(fl.ServerMiddlewareFactory):  # type: ignore[misc]
 
     def start_call(self, info: Any, headers: Mapping[str, Sequence[Any]]) -> Caller:
         """Lets a call in, or not."""
+        trace = traceparent_of(next(iter(headers.get(HEADER, ())), None))
+        if trace is not None:
+            method = str(info.method).rpartition(".")[2]
+            logger.info("call", extra={"traceparent": trace, "method": method})
         try:
             return Caller(self._state, self._token(headers))
         except PenstockError as error:

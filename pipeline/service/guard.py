@@ -20,6 +20,8 @@ from pipeline.service.audit import Deed
 from pipeline.service.state import ControlState, Trace
 from pipeline.service.web.pages import for_browser
 from schemas.errors import OutOfTimeError, PenstockError, TooLargeError, UsageError
+from schemas.tracing import HEADER as TRACEPARENT
+from schemas.tracing import traceparent_of
 
 logger = structlog.stdlib.get_logger(__name__)
 HEADERS = {
@@ -44,6 +46,7 @@ METHODS = ("GET", "PUT", "POST", "DELETE")
 MAX_HEADERS = 16 << 10
 """Bytes of a request's headers together."""
 _REFUSALS = (401, 403)
+_TRACE = TRACEPARENT.encode()
 
 
 class Guard:
@@ -87,6 +90,9 @@ class _Request:
     async def serve(self, app: ASGIApp) -> None:
         """Lets the app answer, or answers in its place."""
         structlog.contextvars.bind_contextvars(request=self._trace.request_id)
+        trace = traceparent_of(dict(self._scope["headers"]).get(_TRACE, b"").decode("latin-1"))
+        if trace is not None:
+            structlog.contextvars.bind_contextvars(traceparent=trace)
         try:
             self._check()
             await app(self._scope, self._take, self._give)
@@ -98,7 +104,7 @@ class _Request:
         finally:
             if not self._status:
                 self._tell()  # nobody waited for the answer
-            structlog.contextvars.unbind_contextvars("request")
+            structlog.contextvars.unbind_contextvars("request", "traceparent")
 
     def _check(self) -> None:
         names = [name for name, _ in self._scope["headers"]]
@@ -177,7 +183,8 @@ class _Request:
             status=self._status,
             kind=self._trace.kind,
         )
-        if self._status >= 500 or self._scope["method"] not in SAFE:
+        is_traced = "traceparent" in structlog.contextvars.get_contextvars()
+        if self._status >= 500 or self._scope["method"] not in SAFE or is_traced:
             logger.info("request", seconds=round(seconds, 4), status=self._status, route=route)
         if self._scope["method"] in SAFE and self._status not in _REFUSALS:
             return

@@ -10,6 +10,7 @@ import pyarrow.flight as fl
 
 from pipeline.service.client.settings import ClientSettings
 from schemas.errors import ConfigError
+from schemas.tracing import HEADER
 
 SCHEMES = ("grpc", "grpc+tcp", "grpc+tls")
 
@@ -66,6 +67,8 @@ class Addresses:
         headers = []
         if self._token is not None:
             headers.append((b"authorization", f"Bearer {self._token}".encode()))
+        if self._settings.traceparent is not None:
+            headers.append((HEADER.encode(), self._settings.traceparent.encode()))
         return fl.FlightCallOptions(timeout=timeout, headers=headers)
 
 

@@ -12,6 +12,7 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from pipeline.service.client.faults import WIRE, error_of, error_of_kind
 from pipeline.service.client.settings import ClientSettings, token_text
 from schemas.errors import ConfigError, OutOfTimeError, TransientError, UntrustedError
 from schemas.online import Heartbeat
+from schemas.tracing import HEADER
 
 MAX_ANSWER = 64 << 20
 MAX_POLICY = 256 << 20
@@ -144,6 +146,27 @@ class ControlClient:
         """Publishes a run's policy, a safetensors file; needs the scope `curate`."""
         self._call("PUT", f"/v1/policies/{run}/{step}", data, "application/octet-stream")
 
+    def curate(self, ref: str, exclude: Sequence[str], branch: str, message: str) -> str:
+        """Commits a version without some episodes; needs the scope `curate`.
+
+        Args:
+            ref: of what.
+            exclude: ids of the episodes.
+            branch: where to.
+            message: of the version.
+
+        Returns:
+            The new version's id.
+        """
+        asked = {"ref": ref, "exclude": list(exclude), "branch": branch, "message": message}
+        return str(self._json("POST", "/v1/curate", json.dumps(asked).encode())["version"])
+
+    def store_options(self) -> dict[str, Any]:
+        """Returns the `storage_options` that open the service's store at its data address."""
+        roots = self._settings.tls_root_certs
+        given = {"token": self._token, "tls_root_certs": None if roots is None else str(roots)}
+        return {name: value for name, value in given.items() if value is not None}
+
     # -- within --------------------------------------------------------------------------------
 
     def _beside(self, scheme: str, status: dict[str, Any], name: str) -> str:
@@ -186,6 +209,8 @@ class ControlClient:
         is_http = urlsplit(self.address).scheme in _HTTP
         url = (self.address if is_http else self.addresses().control) + path
         headers = {} if self._token is None else {"authorization": f"Bearer {self._token}"}
+        if self._settings.traceparent is not None:
+            headers[HEADER] = self._settings.traceparent
         if body is not None:
             headers["content-type"] = kind
         request = urllib.request.Request(url, body, headers, method=method)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from schemas.errors import ConfigError
+from schemas.tracing import traceparent_of
 
 TOKEN_VARIABLE = "PENSTOCK_TOKEN"
 
@@ -45,10 +46,17 @@ class ClientSettings:
     max_backoff_seconds: float = 5.0
     tls_root_certs: Path | None = None
     """The authority that signed the service's certificate, in PEM; by default the system's."""
+    traceparent: str | None = None
+    """Of W3C's Trace Context: goes with every call, into the service's log."""
     seed: int | None = None
     """Of the chance in the pauses."""
 
     def __post_init__(self) -> None:
+        if self.traceparent is not None and traceparent_of(self.traceparent) is None:
+            raise ConfigError(
+                f"Expected a traceparent such as 00-<32 hex digits>-<16 hex digits>-01, came "
+                f"{self.traceparent!r:.100}."
+            )
         numbers = {"window": self.window, "put_bytes": self.put_bytes}
         wrong = [name for name, value in numbers.items() if value < 1]
         if wrong or self.buffer_bytes < self.put_bytes:
