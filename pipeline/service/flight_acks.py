@@ -70,6 +70,8 @@ class Acks:
         """In order. What is safe is told from the front, nothing past one that is not."""
         self.error: Exception | None = None
         """Why nothing more will be acknowledged."""
+        self._is_called = False
+        """True if something may have become safe that whoever tells has not looked at."""
         self._is_leaving = False
         self._has_left = False
         self._is_held_up = False
@@ -119,17 +121,20 @@ class Acks:
 
     def tell(self) -> None:
         """Tells what is safe by now; may wait for a client that does not read."""
-        if not self._telling.acquire(blocking=False):
-            return  # the stream is over
-        try:
-            self._tell()
-        except Exception as error:  # it ends this stream, not the thread that others need
-            logger.exception("a stream of puts could not be told")
-            with self._changed:
-                self.error = error
-                self._changed.notify_all()
-        finally:
-            self._telling.release()
+        self._is_called = True
+        while self._is_called:
+            if not self._telling.acquire(blocking=False):
+                return  # the stream is over, or the thread before this one will look again
+            self._is_called = False
+            try:
+                self._tell()
+            except Exception as error:  # it ends this stream, not the thread that others need
+                logger.exception("a stream of puts could not be told")
+                with self._changed:
+                    self.error = error
+                    self._changed.notify_all()
+            finally:
+                self._telling.release()
 
     def _tell(self) -> None:
         told: list[Unacked] = []
