@@ -91,6 +91,9 @@ class StreamConfig(Document):
     service: str | None = None
     """Address of a service that is asked for the newest version of `follow`, in the store's place;
     its token is that of the environment variable PENSTOCK_TOKEN."""
+    min_offset: int | None = Field(default=None, ge=0)
+    """As `service` acknowledged it: opening waits up to 30 s for a version of `follow` that has it,
+    and reads that one."""
 
     n_step: int = Field(default=1, ge=1, le=10_000)
     """Steps that a transition spans; fewer where the episode ends before."""
@@ -261,6 +264,8 @@ class StreamConfig(Document):
             raise ValueError("follow_every needs follow=, the branch that is followed")
         if self.service is not None and self.follow is None:
             raise ValueError("service needs follow=, the branch whose newest version it tells")
+        if self.min_offset is not None and self.service is None:
+            raise ValueError("min_offset needs service=, whose offset it is")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from pipeline.stream.cache import Progress
 from pipeline.stream.carry import packed, unpacked
 from pipeline.stream.endless import STATE_FORMAT, Endless
 from pipeline.stream.feed import Feed
+from pipeline.stream.newest import with_offset
 from pipeline.stream.online import wait_for
 from pipeline.stream.priorities import AllGather, Priorities, gathering, priorities_for
 from pipeline.stream.provenance import Decisions, said_run, without_run
@@ -142,6 +143,8 @@ class Stream(Endless):
                 f"{shortened(data)}."
             )
         version = data if isinstance(data, Version) else open_version(str(data))
+        if config.min_offset is not None:
+            version = with_offset(version, config)
         feeds = [Feed(version, config, progress)]
         decisions = None if config.run is None else Decisions(config.run, feeds, [config])
         super().__init__(config, feeds, decisions, config.ahead)
@@ -151,7 +154,8 @@ class Stream(Endless):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Another process maps the cache itself: neither records nor a copy of them travel.
-        there = {"residency": "mmap"} if self.config.residency == "auto" else {}
+        there: dict[str, Any] = {"residency": "mmap"} if self.config.residency == "auto" else {}
+        there["min_offset"] = None  # it has been waited for
         settings = {**self.config.model_dump(), **there, "verify": False}
         position = (self._position(), self._output.known(), self._stride)
         return _reopened, (self.version, settings, *position)

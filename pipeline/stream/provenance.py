@@ -23,7 +23,7 @@ _PLACES = frozenset(
     {
         *("device", "residency", "memory", "device_memory", "prefetch", "cache_dir", "verify"),
         *("framework", "output", "rank", "world_size", "run", "follow", "follow_every"),
-        "service",
+        *("service", "min_offset"),
     }
 )
 """Settings that change where rows are or what else is told of them, not which they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import pickle
 import threading
 from pathlib import Path
 
@@ -179,6 +180,28 @@ def test_a_service_tells_the_newest_version(
         [next(away) for _ in range(12)]
     with pytest.raises(ConfigError, match="service needs follow="):
         Stream(port.store.version("main"), service=port.url)
+
+
+def test_a_stream_opens_on_what_was_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read your writes, at opening: the version given is an older one of the store."""
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    settings = {"batch_size": 16, "framework": "numpy", "follow": "main"}
+    with service_in(tmp_path) as port:
+        monkeypatch.setenv("PENSTOCK_TOKEN", port.texts["pull"])
+        log, first = port.state.log, port.store.version("main:1")
+        puts = list(puts_of(played_there("mine"), producer="a", epoch=1))
+        late = threading.Timer(0.3, log.seal)
+        offset = log.push(puts)
+        late.start()
+        stream = Stream(first, run="r", service=port.url, min_offset=offset, **settings)
+        late.join()
+        assert "mine" in ids(stream.version)
+        assert pickle.loads(pickle.dumps(stream)).version.id == stream.version.id
+        other = open_store(tmp_path / "other", create=True).append([episode("e", 9)])
+        with pytest.raises(UsageError, match="another store"):
+            Stream(other, service=port.url, min_offset=offset, **settings)
+    with pytest.raises(ConfigError, match="min_offset needs service="):
+        Stream(first, min_offset=1)
 
 
 def played_there(name: str) -> Episode:
