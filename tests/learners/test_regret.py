@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from learners.finetune import FinetuneConfig, finetune
 from learners.regret import Regret, Tally, tally_of
 from learners.runlog import read_table
 from learners.train import TrainConfig, train
+from pipeline.cli.main import main
 from pipeline.store.store import open_store
 from tests.learners.homing import ENVIRONMENT, demonstrations
 
@@ -44,7 +46,9 @@ def test_only_rollouts_of_the_run_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("homing")
-def test_fine_tuning_tells_its_regret_also_when_it_went_on(tmp_path: Path) -> None:
+def test_fine_tuning_tells_its_regret_also_when_it_went_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = open_store(tmp_path / "store", create=True)
     store.append(demonstrations(20))
     settings = {"hidden": (8, 8)}
@@ -76,5 +80,14 @@ def test_fine_tuning_tells_its_regret_also_when_it_went_on(tmp_path: Path) -> No
     rows = read_table(tmp_path / "run" / "finetune" / "metrics.csv")
     assert float(rows[-1]["regret"]) == failed
     assert len({row["regret"] for row in rows}) > 1
+    asked = ["finetune", str(tmp_path / "run"), "--env", ENVIRONMENT, "--into", store.url]
+    small = ["--env-steps", "30", "--episodes", "2", "--tensorboard"]
+    assert main([*asked, *small, "--out", str(tmp_path / "told"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["regret"]
+    assert told["kind"] == "success"
+    assert told["episodes"] >= 3
+    assert (tmp_path / "told" / "tensorboard" / "evaluations").is_dir()
+    assert main([*asked, *small, "--out", str(tmp_path / "said")]) == 0
+    assert "(share of training episodes that failed)" in capsys.readouterr().out
     (written,) = (tmp_path / "run" / "finetune" / "tensorboard" / "metrics").iterdir()
     assert b"regret" in written.read_bytes()
