@@ -3,8 +3,8 @@
 The learner publishes its policy every so many updates; actors, here or elsewhere, play by the
 newest one. What it reads is decided every so many updates by a reference of the run in the store,
 so its batches can be drawn again. How far updates may run ahead of the steps that came, and steps
-ahead of updates, is bounded; who waits too long says so. It reads the store itself, so the store
-must be within its reach, on the same disk or in a bucket.
+ahead of updates, is bounded; who waits too long says so. It reads the store itself where that is
+within its reach, on the same disk or in a bucket, and else through the service.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from learners.online_run import (
     begin,
     checkpoint_of,
     document_of,
+    is_behind_a_service,
     online_folder,
     resume,
 )
@@ -85,7 +86,7 @@ def learn_online(
         write_config(folder, document_of(run, config))
         if not is_old:  # so that a run that dies early goes on under its name
             save_checkpoint(folder, checkpoint_of(run, config))
-        _publish(run)
+        _publish(run, control)
         limiter = Limiter(run.ratio, run.source.inserted, config.starve_seconds)
         actors = held.enter_context(
             Actors(_arguments(run, config), config.actors, token, _seed(config))
@@ -131,7 +132,7 @@ def _learn(
         pulse.beat()
         is_last = run.step == last
         if is_last or run.taken % config.publish_every == 0:
-            _publish(run)
+            _publish(run, pulse.control)
         if is_last or run.taken % config.log_every == 0:
             regret = regret_row(_regret(run, config))
             values = {**_figures(run, limiter), **regret, **as_numbers(losses)}
@@ -214,13 +215,16 @@ def _fresh(run: OnlineRun, config: OnlineConfig, pulse: Pulse) -> Version:
         time.sleep(0.2)
 
 
-def _publish(run: OnlineRun) -> None:
+def _publish(run: OnlineRun, control: ControlClient) -> None:
     """Publishes the policy as it is, unless a part of this run that died has done so."""
-    catalog = run.source.store.catalog
-    if run.step not in policies.steps(catalog, run.name):
-        policies.publish(
-            catalog, run.name, run.step, encode_policy(run.learner, run.name, run.step)
-        )
+    store = run.source.store
+    if run.step in policies.steps(store.catalog, run.name):
+        return
+    data = encode_policy(run.learner, run.name, run.step)
+    if is_behind_a_service(store):
+        control.publish(run.name, run.step, data)
+    else:
+        policies.publish(store.catalog, run.name, run.step, data)
 
 
 def _arguments(run: OnlineRun, config: OnlineConfig) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -26,6 +27,7 @@ from learners.finetune import SAMPLED_AS_BEFORE, growing_at_first
 from learners.run import check_same
 from learners.sampling import PLACES, check_stream
 from learners.settings import Settings
+from pipeline.service.client.connecting import SCHEMES
 from pipeline.service.client.control import ControlClient
 from pipeline.store.reader import Version
 from pipeline.store.store import Store, open_store
@@ -51,7 +53,8 @@ class OnlineConfig(Settings):
     service: str
     """Address of either port."""
     into: str | None = None
-    """The service's STORE as it is reached from here; None looks among the offline run's."""
+    """The service's STORE as it is reached from here; None looks among the offline run's, and then
+    reads it through the service."""
     out: str | None = None
     """Folder of this run; None takes `online` within the offline run's."""
     name: str | None = None
@@ -227,8 +230,9 @@ def _open(
     status = patiently(control.status, config.starve_seconds, threading.Event())
     assert status is not None, "nobody says to stop"
     freshness = Freshness(config.max_policy_lag, config.max_age)
-    store = _store_of(status["store"], config, pinned)
-    source = OnlineSource(store, status["log"]["branch"], name, freshness)
+    store = _store_of(status["store"], config, pinned, control)
+    select = control.curate if is_behind_a_service(store) else None
+    source = OnlineSource(store, status["log"]["branch"], name, freshness, select)
     ratio = _ratio(config, sampling.rows)
     return OnlineRun(run, name, learner, pinned, sampling, source, ratio, first, first)
 
@@ -243,8 +247,15 @@ def _ratio(config: OnlineConfig, rows: int) -> SampleToInsertRatio:
     return found
 
 
-def _store_of(wanted: str, config: OnlineConfig, pinned: tuple[Pinned, ...]) -> Store:
-    """Returns the service's store.
+def is_behind_a_service(store: Store) -> bool:
+    """True if the store is reached through its service alone: to read."""
+    return urlsplit(store.url).scheme in SCHEMES
+
+
+def _store_of(
+    wanted: str, config: OnlineConfig, pinned: tuple[Pinned, ...], control: ControlClient
+) -> Store:
+    """Returns the service's store: as it is reached from here, else through the service.
 
     Raises:
         NotFoundError: if it is none of those that this process can reach.
@@ -259,6 +270,8 @@ def _store_of(wanted: str, config: OnlineConfig, pinned: tuple[Pinned, ...]) -> 
             continue
         if store.id == wanted:
             return store
+    if config.into is None:
+        return open_store(control.addresses().data, storage_options=control.store_options())
     raise NotFoundError(
         f"Expected the store {wanted[:12]} of the service among {', '.join(places)}, came others; "
         f"name it with --into as it is reached from here.",

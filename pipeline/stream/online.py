@@ -9,7 +9,7 @@ shares all data. When a version holds an offset of a service's log is told by th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +98,8 @@ class OnlineSource:
         branch: to which they come.
         run: whose rollouts are read.
         freshness: which of them may be drawn.
+        select: commits what is left of a version (its id) without some episodes (their ids) to a
+            branch, with a message, and returns the new version's id; by default in the store.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class OnlineSource:
         branch: str,
         run: str,
         freshness: Freshness = Freshness(),
+        select: Callable[[str, Sequence[str], str, str], str] | None = None,
     ) -> None:
         self.store, self.branch, self.run = store, branch, run
         self.freshness = freshness
         self.selected = f"{run}-rollouts"
         """The branch of the selections."""
         self._known: Rollouts | None = None
+        self._select = select
 
     def look(self) -> Rollouts | None:
         """Returns what there is now; None as long as the branch is not there."""
@@ -161,6 +165,9 @@ class OnlineSource:
         dropped = {"others": int((steps < 0).sum()), "stale": int((~kept & (steps >= 0)).sum())}
         derived = Derivation(base=found.head.commit.ref, dropped=dropped)
         said = f"rollouts of {self.run} at update {newest}: {int(kept.sum())} episodes"
+        if self._select is not None:
+            gone = table["episode_id"].filter(pa.array(~kept)).to_pylist()
+            return self.store.version(self._select(found.head.id, gone, self.selected, said))
         return Selection(found.head, kept, derived).commit(self.selected, said)
 
 

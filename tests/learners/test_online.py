@@ -15,7 +15,7 @@ import torch
 
 from learners.acting import ActingConfig, act
 from learners.actors import Actors
-from learners.checkpoint import load_checkpoint
+from learners.checkpoint import load_checkpoint, restore
 from learners.online import learn_online
 from learners.online_run import OnlineConfig
 from learners.policy import decode_policy, encode_policy
@@ -122,6 +122,34 @@ def test_an_actor_plays_and_a_learner_learns(world: tuple[Store, Path, Server]) 
     _same_batches(Path(asked.out), 80)
     references = runs.references(store.catalog, "live")
     assert len({one.versions[-1].id for one in references}) > 1
+
+
+def test_a_learner_that_reaches_the_service_alone(
+    world: tuple[Store, Path, Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Demonstrations, rollouts, selections, policies and references go through it."""
+    store, _, server = world
+    monkeypatch.setenv("PENSTOCK_TOKEN", server.token or "")
+    monkeypatch.setenv("PENSTOCK_CACHE", str(tmp_path / "cache"))
+    run = offline_run(open_store(server.data), tmp_path / "run")
+    assert load_checkpoint(run).document["data"][0]["store"] == server.data
+    learner = restore(load_checkpoint(run))
+    policies.publish(store.catalog, "other", 40, encode_policy(learner, "other", 40))
+    with Playing(server, "other", episodes=2) as actor:
+        actor._thread.join(60)
+    asked = config(
+        world, "far", run=str(run), out=str(tmp_path / "far"), env_steps=1000, max_policy_lag=60
+    )
+    with Playing(server, "far"):
+        result = learn_online(asked, server.token)
+    assert result.steps == 40 + 30
+    assert policies.steps(store.catalog, "far")[-1] == 70
+    assert (
+        0 < len(store.version("far-rollouts")) < len(store.version("main"))
+    )  # not those of others
+    _same_batches(Path(asked.out or ""), 30)
+    told = load_checkpoint(Path(asked.out or "")).document["config"]["into"]
+    assert told == server.data
 
 
 def _same_batches(out: Path, count: int) -> None:
