@@ -17,8 +17,10 @@ from typing import Any
 
 from pydantic import Field
 
+from learners.base import learner_class
 from learners.comparison import Arm, Comparison, Size, compare
 from learners.data import Pinned, pin
+from learners.environments import make_environment
 from learners.files import write_whole
 from learners.judge import Judged, Judging, judge
 from learners.run import Progress, check_same, threads
@@ -87,6 +89,8 @@ def ablate(config: AblateConfig, told: Told | None = None) -> Comparison:
         NotFoundError: if a store or version is not there.
         UnknownNameError: for an unknown algorithm, setting or environment.
     """
+    make_environment(config.environment).close()  # what is wrong with it is said before training
+    learner_class(config.algo)
     folder = Path(config.out)
     pinned = _pinned(config, folder)
     _write(folder, config, pinned, None)

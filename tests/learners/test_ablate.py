@@ -21,7 +21,7 @@ from learners.judge import RECORD, Judged
 from learners.plots import plot_comparison
 from pipeline.cli.main import main
 from pipeline.store.store import Store, open_store
-from schemas.errors import ConfigError, UsageError
+from schemas.errors import ConfigError, UnknownNameError, UsageError
 from tests.learners.homing import ENVIRONMENT, demonstrations
 
 LETTERS = "ABCDEF"
@@ -104,6 +104,15 @@ def test_the_document_is_enough_to_run_it_again(tmp_path: Path, store: Store) ->
     assert [arm["version"] for arm in ours["versions"]] == [
         arm["version"] for arm in theirs["versions"]
     ]
+
+
+@pytest.mark.parametrize("change", [{"environment": "Homing-v9"}, {"algo": "bcc"}])
+def test_unknown_names_are_said_before_anything_is_written(
+    tmp_path: Path, store: Store, change: dict[str, str]
+) -> None:
+    with pytest.raises(UnknownNameError):
+        ablate(_config(store, tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_are_refused(tmp_path: Path, store: Store) -> None:
