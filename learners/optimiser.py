@@ -112,6 +112,7 @@ def make_adam(*groups: tuple[nn.Parameter, float]) -> FlatAdam:
     return FlatAdam(groups)
 
 
+@uncompiled
 def descend(optimiser: FlatAdam, loss: Tensor) -> Tensor:
     """Takes one gradient step on the sum of the agents' losses (K,); returns them detached."""
     optimiser.gradients(loss)

@@ -24,6 +24,7 @@ from learners.base import Batch, Transitions
 from learners.inputs import at_step
 from learners.losses import masked_mean
 from learners.networks import MLP, TanhPolicy
+from learners.ranks import ALONE, Ranks
 from learners.settings import LearnerSettings, StreamNeeds
 from learners.td3 import TD3, TD3Settings, value_weight
 
@@ -67,11 +68,16 @@ def penalised_values(
 
 
 def policy_loss(
-    q_t: Tensor, policy_actions: Tensor, data_actions: Tensor, penalty: float, mask: Tensor
+    q_t: Tensor,
+    policy_actions: Tensor,
+    data_actions: Tensor,
+    penalty: float,
+    mask: Tensor,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """-lambda E[Q(s, pi(s))] + penalty E[|pi(s) - a|^2], (K,)."""
     distance = (policy_actions - data_actions).square().sum(dim=-1)
-    values = value_weight(q_t, mask) * masked_mean(q_t, mask)
+    values = value_weight(q_t, mask, ranks) * masked_mean(q_t, mask)
     return penalty * masked_mean(distance, mask) - values
 
 
@@ -116,4 +122,4 @@ class ReBRAC(TD3):
     def policy_loss(self, q_t: Tensor, actions: Tensor, b: Transitions) -> Tensor:
         """Returns the loss by the lesser critic."""
         penalty = self.settings.policy_penalty
-        return policy_loss(q_t.amin(dim=1), actions, b.a_t, penalty, b.mask)
+        return policy_loss(q_t.amin(dim=1), actions, b.a_t, penalty, b.mask, self.agents.ranks)

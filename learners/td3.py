@@ -20,6 +20,7 @@ from learners.iql import critic_loss, critic_targets
 from learners.losses import masked_mean
 from learners.networks import MLP, TanhPolicy
 from learners.optimiser import descend, frozen, move_target
+from learners.ranks import ALONE, Ranks
 from learners.settings import LearnerSettings
 
 
@@ -60,9 +61,9 @@ def smoothed(actions: Tensor, noise: Tensor, scale: float, limit: float) -> Tens
     return (actions + (scale * noise).clamp(-limit, limit)).clamp(-1.0, 1.0)
 
 
-def value_weight(q_t: Tensor, mask: Tensor) -> Tensor:
-    """Returns 1 / E[|Q|] of each agent, (K, B) to (K,), without a gradient."""
-    return 1.0 / masked_mean(q_t.detach().abs(), mask).clamp(min=1e-8)
+def value_weight(q_t: Tensor, mask: Tensor, ranks: Ranks = ALONE) -> Tensor:
+    """Returns 1 / E[|Q|] of each agent over all ranks' rows, (K, B) to (K,), without a gradient."""
+    return 1.0 / ranks.average(masked_mean(q_t.detach().abs(), mask)).clamp(min=1e-8)
 
 
 class TD3(Learner):

@@ -22,6 +22,7 @@ from torch import Tensor
 from learners.base import Transitions
 from learners.losses import masked_mean
 from learners.networks import MLP, TanhPolicy
+from learners.ranks import ALONE, Ranks
 from learners.settings import LearnerSettings
 from learners.td3 import TD3, TD3Settings, value_weight
 
@@ -36,11 +37,17 @@ class TD3BCSettings(TD3Settings):
 
 
 def policy_loss(
-    q_t: Tensor, policy_actions: Tensor, data_actions: Tensor, alpha: float, mask: Tensor
+    q_t: Tensor,
+    policy_actions: Tensor,
+    data_actions: Tensor,
+    alpha: float,
+    mask: Tensor,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """-lambda E[Q(s, pi(s))] + E[(pi(s) - a)^2], the latter a mean over action dims; (K,)."""
     distance = (policy_actions - data_actions).square().mean(dim=-1)
-    return masked_mean(distance, mask) - alpha * value_weight(q_t, mask) * masked_mean(q_t, mask)
+    values = alpha * value_weight(q_t, mask, ranks) * masked_mean(q_t, mask)
+    return masked_mean(distance, mask) - values
 
 
 class TD3BC(TD3):
@@ -58,4 +65,5 @@ class TD3BC(TD3):
 
     def policy_loss(self, q_t: Tensor, actions: Tensor, b: Transitions) -> Tensor:
         """Returns the loss by the first critic."""
-        return policy_loss(q_t[:, 0], actions, b.a_t, self.settings.alpha, b.mask)
+        alpha, ranks = self.settings.alpha, self.agents.ranks
+        return policy_loss(q_t[:, 0], actions, b.a_t, alpha, b.mask, ranks)

@@ -17,14 +17,14 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     what: Annotated[
-        str, typer.Argument(help="stream, store, ingest, measure or service")
+        str, typer.Argument(help="stream, store, ingest, measure, service or learner")
     ] = "stream",
     rows: Annotated[
         int | None, typer.Option("--rows", min=1_000, help="1,000,000; of measure 100,000.")
     ] = None,
     commits: Annotated[int, typer.Option("--commits", min=10, help="Of the store.")] = 1_000,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Of stream (8) and ingest (3).")
+        int | None, typer.Option("--rounds", min=1, help="Of stream (8), ingest (3), learner (9).")
     ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="Of ingest; all by default.")
@@ -36,7 +36,7 @@ def bench(
         bool, typer.Option(help="Of stream and service: whether other projects take part.")
     ] = True,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Of stream and service: less data, few turns.")
+        bool, typer.Option("--quick", help="Of stream, service and learner: less, few turns.")
     ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Of stream: shares of the ceiling, .png or .svg.")
@@ -45,6 +45,9 @@ def bench(
         str | None,
         typer.Option("--device", help="Of stream: batches that end up there, such as cuda."),
     ] = None,
+    compile: Annotated[
+        str, typer.Option("--compile", help="Of learner: how ours take updates: none or step.")
+    ] = "none",
     json: Json = False,
 ) -> None:
     from schemas.errors import UnknownNameError, suggest
@@ -81,8 +84,10 @@ def bench(
 
             note("a kill -9, and Reverb")
             result |= {"kill_9": killed(), "reverb": reverb(quickly.seconds)}
+    elif what == "learner":
+        result = _learner(rows, rounds, compile, is_quick=quick)
     else:
-        known = ("stream", "store", "ingest", "measure", "service")
+        known = ("stream", "store", "ingest", "measure", "service", "learner")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
     if json:
         emit(result)
@@ -90,7 +95,8 @@ def bench(
         _show_device(result)
     else:
         shows = {"stream": show_stream, "store": _show_store, "ingest": _show_ingest}
-        {**shows, "measure": _show_measure, "service": _show_service}[what](result)
+        shows |= {"measure": _show_measure, "service": _show_service, "learner": _show_learner}
+        shows[what](result)
 
 
 def _stream(
@@ -178,6 +184,49 @@ def _show_ingest(result: dict[str, Any]) -> None:
     shown += [(name, "failed", why, "", "") for name, why in result["failed"].items()]
     columns = ("dataset", "who", "CPU s", "steps per CPU second", "over reading alone")
     table(columns, shown)
+
+
+def _learner(
+    rows: int | None, rounds: int | None, compile: str, *, is_quick: bool
+) -> dict[str, Any]:
+    import dataclasses
+
+    from schemas.errors import UnknownNameError, missing_extra, suggest
+
+    ways = ("none", "step")
+    if compile not in ways:
+        raise UnknownNameError(
+            f"Expected a way to take updates, came {compile!r}; {suggest(compile, ways)}"
+        )
+    try:
+        from learners.bench import QUICK, LearnerBench, bench_learner
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise missing_extra("learners", "torch") from None
+    given = {"rows": rows, "rounds": rounds, "compile": compile}
+    asked = {name: value for name, value in given.items() if value}
+    config = dataclasses.replace(QUICK if is_quick else LearnerBench(), **asked)  # type: ignore[arg-type]
+    return bench_learner(config, say=note)
+
+
+def _show_learner(result: dict[str, Any]) -> None:
+    machine = result["machine"]
+    say(
+        f"{machine['processor']}, one thread of {machine['cores']} cores, "
+        f"torch {machine['torch']}, load {machine['load_before']} before and {machine['load_after']} after"
+    )
+    columns = ("who", "best", "median", "of the products' bound", "over the plain script")
+    for algo, found in result["results"].items():
+        ratios = found["over_plain"]
+        shown = [
+            (row["name"], row["best"], row["median"], row["of_bound"], ratios.get(row["name"]))
+            for row in found["rows"]
+        ]
+        shown.append(("products alone", found["bound"], "", 1, ""))
+        shown.append(("products alone, of the plain script", found["bound of plain"], "", 1, ""))
+        title = f"{algo}, batches of {result['batch_size']}; agent-updates per CPU second"
+        table(columns, shown, title)
 
 
 def _on_device(device: str, rows: int) -> dict[str, Any]:

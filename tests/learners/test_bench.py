@@ -1,0 +1,77 @@
+"""The benchmark of learners: the plain script learns what ours do; its bound counts all."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from learners.bench import ACTIONS, QUICK, STATES, Product, backward, bench_learner, products
+from learners.bench_plain import FIELDS, PLAIN, Replay
+from pipeline.cli.main import app
+from tests.learners.worked import A, O, learner, rows
+
+
+def test_products_are_counted_by_hand() -> None:
+    assert backward(4, 1, (8, 8)) == [
+        *(Product(4, 8), Product(8, 8), Product(8, 1)),
+        *(Product(8, 8), Product(8, 1)),
+    ]
+    assert len(backward(4, 1, (8,), to_inputs=True)) == 4
+    wide = [Product(256, 256), Product(256, 256, 2)]
+    counted = {
+        (algo, is_plain): sum(
+            one.rows for one in products(algo, (256, 256), is_plain=is_plain) if one in wide
+        )
+        for algo in ("iql", "td3_bc")
+        for is_plain in (True, False)
+    }
+    # Hidden layers forward and backward: Q' 2, V 3, V again 1 or 2, pi 3, Q 6; of TD3+BC twice
+    # pi' 1, Q' 2, Q 6, then pi 3 and one or both critics 2.
+    assert counted["iql", True] == 15
+    assert counted["iql", False] == 16
+    assert counted["td3_bc", True] == 2 * 9 + 3 + 2
+    assert counted["td3_bc", False] == 2 * 9 + 3 + 4
+    assert STATES == 11
+    assert ACTIONS == 3
+
+
+@pytest.mark.parametrize("algo", sorted(PLAIN))
+def test_a_plain_script_fits_the_same_values(algo: str) -> None:
+    """One batch where all ends at once: both learn its rewards."""
+    batch = rows(0, 64)
+    batch["discounts"], batch["rewards"] = torch.zeros(64), batch["rewards"] + 3.0
+    columns = {name: batch[name].float().numpy() for name in FIELDS if name != "terminated"}
+    columns["terminated"] = np.ones(64, np.float32)
+    torch.manual_seed(0)
+    plain = PLAIN[algo](O, A, 1000, hidden=(64, 64))
+    replay = Replay(columns, seed=0)
+    first = plain.update(replay.sample(64)).item()
+    for _ in range(150):
+        last = plain.update(replay.sample(64)).item()
+    ours = learner(algo, hidden=(64, 64))
+    for _ in range(150):
+        found = ours.update(batch)["critic_loss"].item()
+    assert last < 0.3 * first
+    assert found < 0.3 * 2 * first
+
+
+def test_everybody_takes_turns() -> None:
+    found = bench_learner(QUICK)
+    for algo in ("iql", "td3_bc"):
+        result = found["results"][algo]
+        assert [row["agents"] for row in result["rows"]] == [1, 2, 1]
+        assert all(row["best"] >= row["median"] > 0 for row in result["rows"])
+        assert result["over_plain"].keys() == {algo, f"{algo}, 2 seeds"}
+
+
+def test_the_command_prints_shares_of_the_bound() -> None:
+    said = CliRunner().invoke(app, ["bench", "learner", "--quick", "--json"])
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["results"].keys() == {"iql", "td3_bc"}
+    said = CliRunner().invoke(app, ["bench", "learner", "--compile", "stepp"])
+    assert said.exit_code == 2
+    assert "step" in said.output
