@@ -42,7 +42,7 @@ def test_the_data_are_what_tasks_say(data: Store) -> None:
         means[branch] = table["episode_return"].to_numpy().mean()
         assert set(table["length"].to_pylist()) == {200}
     worst = min(task.at_least for task in TASKS.values())
-    assert means["steady"] > worst > means["mixed"] + 300
+    assert means["steady"] > worst > means["mixed"] + 300, means
     assert 0 < DISCOUNT < 1
 
 
