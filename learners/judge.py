@@ -27,6 +27,7 @@ RECORD = "evaluation.json"
 NOT_OF_A_GROUP = (
     *("seed", "out", "run", "branch", "name"),
     *("resume", "threads", "device", "tensorboard", "log_every", "checkpoint_every"),
+    *("evaluate_every", "evaluate_episodes"),
 )
 """What runs of one group may differ in, and what changes no result."""
 

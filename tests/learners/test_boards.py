@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from learners.boards import FOLDER
-from learners.runlog import METRICS, Table, read_table
+from learners.runlog import EVALUATIONS, METRICS, Table, read_table
+from pipeline.cli.main import main
+from pipeline.store.store import open_store
+from tests.learners.homing import ENVIRONMENT, demonstrations
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -44,6 +47,21 @@ def test_a_run_that_goes_back_shows_its_rows_once(tmp_path: Path) -> None:
     assert _scalars(tmp_path / FOLDER / "metrics") == {"loss": [(1, 1.0), (2, 2.0), (3, 30.0)]}
     assert len(list((tmp_path / FOLDER / "metrics").iterdir())) == 1
     assert [row["loss"] for row in read_table(tmp_path / METRICS)] == ["1.0", "2.0", "30.0"]
+
+
+def test_runs_from_the_command_line_are_shown(tmp_path: Path, homing: None) -> None:
+    store = open_store(tmp_path / "store", create=True)
+    store.append(demonstrations(10))
+    asked = ["train", "bc", "--data", store.url, "--out", str(tmp_path / "run"), "--steps", "4"]
+    judged = ["--env", ENVIRONMENT, "--episodes", "2", "--set", "hidden=[8,8]"]
+    assert main([*asked, *judged, "--seeds", "2", "--tensorboard", "--json"]) == 0
+    for seed in (0, 1):
+        run = tmp_path / "run" / f"seed-{seed}"
+        for table, column in ((METRICS, "policy_loss"), (EVALUATIONS, "mean_return")):
+            (row,) = read_table(run / table)
+            ((step, value),) = _scalars(run / FOLDER / Path(table).stem)[column]
+            assert step == int(row["step"]) == 4
+            assert value == pytest.approx(float(row[column]))
 
 
 def test_without_its_folder_nothing_is_written(tmp_path: Path) -> None:
