@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from learners.acting import Stoppable
 from learners.base import make_learner
 from learners.bc import BC, BCSettings
 from learners.checkpoint import load_checkpoint, restore
@@ -22,6 +24,7 @@ from learners.evaluate import evaluate
 from learners.finetune import FinetuneConfig, finetune
 from learners.normaliser import Normaliser, Picture
 from learners.policy import decode_policy, encode_policy
+from learners.rollout import Collection, Exploration, Facts, collect
 from learners.settings import StreamNeeds
 from learners.train import TrainConfig, train
 from pipeline.store.store import Store, open_store
@@ -278,8 +281,10 @@ def test_frames_kept_while_acting_are_those_of_the_stream(tmp_path: Path) -> Non
     torch.testing.assert_close(first, expected[starts - episode.length - 1])
 
 
-def test_fine_tuning_sees_through_the_store(tmp_path: Path) -> None:
-    store = _store(tmp_path, 5)
+@pytest.mark.parametrize("as_png", [False, True])
+def test_fine_tuning_sees_through_the_store(tmp_path: Path, as_png: bool) -> None:
+    """Rollouts are plain arrays, whatever the demonstrations are."""
+    store = _store(tmp_path, 5, as_png=as_png)
     train(_config(store, tmp_path / "run", "iql", steps=4, settings={**SEES, "frames": 2}))
     config = FinetuneConfig(
         run=str(tmp_path / "run"),
@@ -295,6 +300,27 @@ def test_fine_tuning_sees_through_the_store(tmp_path: Path) -> None:
     data = [Pinned(**one.document()).open() for one in found.data]
     rollout = data[-1].episode(data[-1].episodes()["episode_id"][0].as_py())
     assert plain(rollout.observations["observations/camera"]).shape == (11, SIZE, SIZE, 3)
+
+
+def test_an_actor_that_can_be_stopped_keeps_frames_too() -> None:
+    learner = _dots_learner()
+    plan = Collection(ENVIRONMENT, episodes=3, exploration=Exploration("policy"), slots=2)
+    facts = Facts(namespace="x")
+    whole = list(collect(learner, plan, facts))
+    stoppable = list(collect(Stoppable(learner, threading.Event()), plan, facts))
+    for one, other in zip(whole, stoppable, strict=True):
+        assert np.array_equal(plain(one.flat_actions["actions"]), other.flat_actions["actions"])
+    # In the second step of an episode it sees two frames, not one.
+    seen = {n.split("/")[1]: plain(a)[1:2] for n, a in whole[0].observations.items()}
+    alone = learner.act(seen)[0].numpy()
+    assert not np.allclose(plain(whole[0].flat_actions["actions"])[1], alone, atol=1e-4)
+
+
+def _dots_learner() -> Any:
+    zeros, ones = np.zeros(1, np.float32), np.ones(1, np.float32)
+    camera = Picture("observations/camera", (SIZE, SIZE, 3))
+    found = Normaliser(("observations/step",), zeros, ones, np.ones(2, np.float32), (camera,))
+    return make_learner("bc", {**SEES, "frames": 2}, found)
 
 
 def test_a_published_policy_sees_as_its_learner() -> None:
