@@ -39,6 +39,7 @@ def grow(store: Store, number: int) -> None:
     store.append([episode(f"e{number}-{k}", 12 + k) for k in range(3)])
 
 
+@pytest.mark.timeout(size(900, 3600))
 def test_a_killed_learner_goes_on_as_if_undisturbed(
     tmp_path: Path, forkserver: ForkServerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +56,9 @@ def test_a_killed_learner_goes_on_as_if_undisturbed(
         assert process.pid is not None
         # Soon after a batch, or at once: in the middle of the beginning, a checkpoint, a decision.
         before = len(learning.lines(log)) + chance.randrange(1, STEPS // KILLS)
-        until = time.monotonic() + chance.uniform(0.2, 20)
+        patience = chance.uniform(0.2, 20)
+        # Every other life gets as far as its batch, however busy the machine is.
+        until = time.monotonic() + (patience if killed % 2 else 120)
         while process.is_alive() and len(learning.lines(log)) < before:
             if time.monotonic() > until:
                 break
@@ -68,7 +71,7 @@ def test_a_killed_learner_goes_on_as_if_undisturbed(
             break  # it came to its end
     last = forkserver.Process(target=learning.learn, args=arguments)
     last.start()
-    last.join(120)
+    last.join(size(300, 1200))
     assert last.exitcode == 0
     drawn = learning.lines(log)
     by_step = dict(drawn)
