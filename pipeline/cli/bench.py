@@ -214,7 +214,8 @@ def _show_learner(result: dict[str, Any]) -> None:
     machine = result["machine"]
     say(
         f"{machine['processor']}, one thread of {machine['cores']} cores, "
-        f"torch {machine['torch']}, load {machine['load_before']} before and {machine['load_after']} after"
+        f"torch {machine['torch']}, "
+        f"load {machine['load_before']} before and {machine['load_after']} after"
     )
     columns = ("who", "best", "median", "of the products' bound", "over the plain script")
     for algo, found in result["results"].items():
