@@ -33,10 +33,11 @@ def _hopper(algo: str) -> Learner:
 def test_copies_change_no_return(algo: str) -> None:
     pytest.importorskip("mujoco")
     learner = _hopper(algo)
-    alone = evaluate(learner, "Hopper-v5", 11, copies=1)
-    assert len(set(alone.returns)) == 11
-    for copies in (8,) if algo == "dt" else (2, 8, 11):
-        assert evaluate(learner, "Hopper-v5", 11, copies=copies) == alone
+    episodes = 5 if algo == "dt" else 11
+    alone = evaluate(learner, "Hopper-v5", episodes, copies=1)
+    assert len(set(alone.returns)) == episodes
+    for copies in (4,) if algo == "dt" else (2, 8, 11):
+        assert evaluate(learner, "Hopper-v5", episodes, copies=copies) == alone
 
 
 class Homeward:
