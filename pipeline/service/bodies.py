@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import ConfigDict, ValidationError
+from starlette.requests import ClientDisconnect
 
 from schemas.document import Document
 from schemas.errors import UsageError
@@ -33,7 +34,7 @@ async def read_json(request: Request, document: type[_Asked]) -> _Asked:
         UsageError: if it is not that.
     """
     _check_type(request, (JSON,))
-    data = await request.body()
+    data = await read_whole(request)
     try:
         return document.model_validate_json(data)
     except ValidationError as error:
@@ -47,7 +48,7 @@ async def read_octets(request: Request) -> bytes:
         UsageError: if it does not say that it is bytes.
     """
     _check_type(request, (OCTETS,))
-    return await request.body()
+    return await read_whole(request)
 
 
 async def read_arrow(request: Request) -> bytes:
@@ -57,7 +58,19 @@ async def read_arrow(request: Request) -> bytes:
         UsageError: if it does not say that it is an Arrow stream.
     """
     _check_type(request, ARROW)
-    return await request.body()
+    return await read_whole(request)
+
+
+async def read_whole(request: Request) -> bytes:
+    """Returns the body, of any kind.
+
+    Raises:
+        UsageError: if the connection ends before it does.
+    """
+    try:
+        return await request.body()
+    except ClientDisconnect:  # nobody hears this, but the log
+        raise UsageError("Expected a whole body, the connection ended before.") from None
 
 
 def said(error: ValidationError) -> str:

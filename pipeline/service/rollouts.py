@@ -45,7 +45,7 @@ async def push(request: Request, query: Annotated[PushQuery, Query()]) -> Respon
     _count(state, puts, len(body), time.monotonic() - began)
     last = puts[-1].header
     place = {"episode_id": last.episode_id, "sequence": last.sequence}
-    return json_answer({**place, "offset": offset, "ack": query.ack})
+    return json_answer({**place, "offset": offset, "server": state.log.server, "ack": query.ack})
 
 
 def _puts(token: Token | None, body: bytes) -> list[Put]:

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load
 
 from pipeline.service.client.control import ControlClient
+from pipeline.service.client.settings import ClientSettings
 from pipeline.service.learners import MAX_LEARNERS, Learners
 from pipeline.service.metrics import ServiceMetrics
 from pipeline.service.seal import Sealed
@@ -18,6 +19,7 @@ from schemas.errors import (
     BusyError,
     ConfigError,
     ForbiddenError,
+    IdConflictError,
     NotFoundError,
     TooLargeError,
     TransientError,
@@ -28,6 +30,7 @@ from schemas.online import Heartbeat
 from schemas.puts import puts_of
 from schemas.version import VersionRef
 from tests.service.ports import Port, episode, service_in
+from tests.service.proxy import Proxy, Weather
 from tests.service.publishing import OCTETS, policy
 
 HEAD = "0" * 32
@@ -187,3 +190,42 @@ def test_newest_versions_and_ports(port: Port) -> None:
         pulls.head("../up")
     with pytest.raises(TransientError, match="data port"):
         pulls.addresses()  # this service has none
+
+
+# -- episodes over HTTP --------------------------------------------------------------------------
+
+
+def test_an_episode_goes_over_http_alone_and_is_kept_once(port: Port) -> None:
+    actor, sent = client(port, "push"), episode("by-http", 5)
+    first, second = actor.push(sent), actor.push(sent)
+    assert first.server == second.server == port.state.log.server
+    port.state.log.seal()
+    ids = port.store.version("main").episodes()["episode_id"].to_pylist()
+    assert ids.count("by-http") == 1
+    with pytest.raises(IdConflictError, match="by-http"):
+        actor.push(episode("by-http", 6))
+    with pytest.raises(ForbiddenError):
+        client(port, "pull").push(sent)
+
+
+def test_an_episode_is_sent_again_over_http_until_it_is_answered(port: Port) -> None:
+    weather = Weather(cut=0.5, seed=1)
+    settings = ClientSettings(backoff_seconds=0.01, max_backoff_seconds=0.05, producer="http:a")
+    with Proxy(int(port.url.rpartition(":")[2]), weather).running() as place:
+        line = place.replace("grpc://", "http://")
+        actor = ControlClient(line, port.texts["push"], settings)
+        offsets = [actor.push(episode(f"bad-line-{number}", 5)) for number in range(8)]
+    assert weather.count["cut"] >= 4
+    assert max(offsets) <= port.state.log.status()["durable_offset"]
+    port.state.log.seal()
+    ids = port.store.version("main").episodes()["episode_id"].to_pylist()
+    assert [ids.count(f"bad-line-{number}") for number in range(8)] == [1] * 8
+
+
+def test_a_service_that_stays_away_is_told_of(port: Port) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        settings = ClientSettings(retry_seconds=0.1, backoff_seconds=0.02)
+        with pytest.raises(TransientError):
+            ControlClient(address, settings=settings).push(episode("nowhere", 5))

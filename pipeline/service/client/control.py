@@ -8,27 +8,41 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import pyarrow.flight as fl
 
 from pipeline.service.client.connecting import SCHEMES, Addresses
 from pipeline.service.client.faults import WIRE, error_of, error_of_kind
-from pipeline.service.client.settings import ClientSettings, token_text
-from schemas.errors import ConfigError, OutOfTimeError, TransientError, UntrustedError
+from pipeline.service.client.outbox import Offset
+from pipeline.service.client.settings import ClientSettings, producer_name, token_text
+from schemas.episode import Episode
+from schemas.errors import (
+    BusyError,
+    ConfigError,
+    OutOfTimeError,
+    TransientError,
+    UntrustedError,
+)
 from schemas.online import Heartbeat
+from schemas.puts import puts_of
 from schemas.tracing import HEADER
 
 MAX_ANSWER = 64 << 20
 MAX_POLICY = 256 << 20
 _HTTP = ("http", "https")
+_ARROW = "application/vnd.apache.arrow.stream"
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,33 @@ class ControlClient:
         found: dict[str, Any] = self._json("GET", f"/v1/versions?ref={branch}&limit=1")
         return dict(found["versions"][0])
 
+    def push(self, episode: Episode) -> Offset:
+        """Sends a whole episode over HTTP, where Flight does not pass; as safe as `ack` says.
+
+        It is sent again, for `retry_seconds`, while the service is away or has no room; it is in a
+        version once all the same.
+
+        Raises:
+            IdConflictError, SpecMismatchError, EpisodeError, TooLargeError: if it is refused.
+            UnauthenticatedError, ForbiddenError: if the token is.
+            TransientError, BusyError, OutOfTimeError: if it takes longer; push it again.
+        """
+        settings, body = self._settings, _body(episode, self._settings)
+        path = f"/v1/rollouts?ack={settings.ack}"
+        until = time.monotonic() + (settings.retry_seconds or float("inf"))
+        pause = settings.backoff_seconds
+        while True:
+            try:
+                data, _ = self._call("POST", path, body, _ARROW, seconds=settings.ack_seconds)
+                told = json.loads(data)
+                return Offset(int(told["offset"]), str(told["server"]))
+            except (TransientError, BusyError, OutOfTimeError) as error:
+                pause = max(pause, getattr(error, "retry_after", 0.0))
+                if time.monotonic() + pause > until:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, settings.max_backoff_seconds)
+
     def beat(self, run: str, beat: Heartbeat) -> dict[str, Any]:
         """Says where a learner is; returns where the log stands."""
         return self._json("POST", f"/v1/learners/{run}", beat.model_dump_json().encode())
@@ -205,7 +246,9 @@ class ControlClient:
         body: bytes | None = None,
         kind: str = "application/json",
         most: int = MAX_ANSWER,
+        seconds: float | None = None,
     ) -> tuple[bytes, dict[str, str]]:
+        seconds = self._settings.connect_seconds if seconds is None else seconds
         is_http = urlsplit(self.address).scheme in _HTTP
         url = (self.address if is_http else self.addresses().control) + path
         headers = {} if self._token is None else {"authorization": f"Bearer {self._token}"}
@@ -215,18 +258,22 @@ class ControlClient:
             headers["content-type"] = kind
         request = urllib.request.Request(url, body, headers, method=method)
         try:
-            with self._opener.open(request, timeout=self._settings.connect_seconds) as answer:
+            with self._opener.open(request, timeout=seconds) as answer:
                 data = answer.read(most + 1)
                 told = {name.lower(): value for name, value in answer.headers.items()}
+            # Of half an answer, and of half its headers, urllib says nothing.
+            length = told.get("content-length", "0" if answer.status == 204 else str(most))
+            if len(data) < min(int(length), most):
+                raise ConnectionError("the connection ended amid an answer")
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except TimeoutError:
             raise OutOfTimeError(
-                f"Expected an answer within {self._settings.connect_seconds:g} s, came none; look "
-                f"whether the service runs.",
+                f"Expected an answer within {seconds:g} s, came none; look whether the service "
+                f"runs.",
                 where=url,
             ) from None
-        except (OSError, ValueError) as error:  # a URLError is an OSError
+        except (OSError, ValueError, HTTPException) as error:  # a URLError is an OSError
             if not is_http:
                 self._found = None  # it may have come back with other ports
             raise TransientError(
@@ -247,3 +294,15 @@ class ControlClient:
                 return TransientError(f"The service answered {error.code}.", where=self.address)
             wait = error.headers.get("retry-after", "")
             return error_of_kind(kind, message, float(wait) if wait.isdigit() else None)
+
+
+def _body(episode: Episode, settings: ClientSettings) -> bytes:
+    """Returns an episode as the Arrow stream that the control port takes: an epoch of its own."""
+    producer, epoch = producer_name(settings), time.time_ns()
+    puts = puts_of(episode, producer=producer, epoch=epoch, put_bytes=settings.put_bytes)
+    first = next(puts)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, first.rows.schema) as stream:
+        for put in (first, *puts):
+            stream.write_batch(put.rows, custom_metadata={"penstock": put.header.encoded()})
+    return sink.getvalue()

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from pydantic import BeforeValidator, Field, ValidationError
 
-from pipeline.service.bodies import said
+from pipeline.service.bodies import read_whole, said
 from schemas.document import Document
 from schemas.errors import UsageError
 
@@ -39,7 +39,7 @@ async def read_form(request: Request, document: type[_Asked]) -> _Asked:
     came = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if came != FORM:
         raise UsageError(f"Expected Content-Type: {FORM}, came {came[:64] or 'none'!r}.")
-    body = await request.body()
+    body = await read_whole(request)
     try:
         text = body.decode("ascii")
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
