@@ -333,6 +333,7 @@ class Careless:
 FAST = {"critic_rate": 1e-3, "tau": 0.02}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algo", "settings", "least", "most"),
     [

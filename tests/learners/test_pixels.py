@@ -198,6 +198,7 @@ def _config(store: Store, out: Path, algo: str = "bc", **changes: Any) -> TrainC
     return TrainConfig(algo=algo, data=(store.url,), out=str(out), **given)
 
 
+@pytest.mark.slow
 def test_cloning_finds_the_dot_by_looking(tmp_path: Path) -> None:
     store = _store(tmp_path, as_png=True)
     looks = {**SEES, "learning_rate": 3e-3}
@@ -211,6 +212,7 @@ def test_cloning_finds_the_dot_by_looking(tmp_path: Path) -> None:
     assert evaluate(seeing, ENVIRONMENT, 10).mean_return > 8
 
 
+@pytest.mark.slow
 def test_iql_finds_the_dot_among_noisy_pointing(tmp_path: Path) -> None:
     store = _store(tmp_path, count=40, noise=0.3)
     settings = {**SEES, **dict.fromkeys(("policy_rate", "critic_rate", "value_rate"), 3e-3)}
