@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,11 +174,11 @@ def test_a_learner_that_died_goes_on_with_the_same_batches(
     class DeadError(Exception):
         pass
 
-    def die(_run: object) -> None:
+    def die(*arguments: Any) -> None:
         seen.append(read_table(Path(asked.out) / "rows.csv"))
         if len(seen) == 3:
             raise DeadError
-        return module_publish(_run)
+        return module_publish(*arguments)
 
     import learners.online as module
 
