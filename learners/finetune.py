@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from learners.base import Learner
@@ -56,6 +55,7 @@ from learners.run import (
 from learners.runlog import EVALUATIONS, METRICS, Table
 from learners.sampling import PLACES, check_stream, rows_of
 from learners.settings import Settings
+from learners.successes import growing_at_first, succeeded
 from pipeline.store.reader import Version
 from pipeline.store.store import Store, open_store
 from pipeline.stream.mixture import Mixture
@@ -252,45 +252,6 @@ def _grow(run: _Run, config: FinetuneConfig, online: Version) -> None:
 def _grown(run: _Run) -> Growing:
     assert run.growing is not None, "a round has been played"
     return run.growing
-
-
-def succeeded(online: Version, branch: str) -> Version | None:
-    """Returns the rollouts that say that they succeeded, as a version; None if none does.
-
-    It is the newest of the branch `<branch>-successes`, which shares all data with the rollouts.
-    """
-    chosen = online.where("success")
-    if not len(chosen):
-        return None
-    name = f"{branch}-successes"
-    head = Store(online.store).branches().get(name)
-    if head is not None and _ids(head.episodes(columns=["episode_id"])) == _ids(chosen.episodes()):
-        return head
-    return chosen.commit(name)
-
-
-def _ids(episodes: pa.Table) -> list[str]:
-    found: list[str] = episodes["episode_id"].to_pylist()
-    return found
-
-
-def growing_at_first(store: Store, document: Mapping[str, Any]) -> Growing:
-    """Returns what a run's first batch was drawn from besides its offline versions.
-
-    Args:
-        store: that took the rollouts.
-        document: of a checkpoint that holds the position of a stream.
-    """
-    config, offline = document["config"], len(document["data"])
-    first = [history[0][1] for history in document["stream"]["versions"]]
-    joins = len(first) > offline + 1
-    has_successes = joins and first[-1] != first[offline]
-    return Growing(
-        online=store.version(first[offline]),
-        offline_fraction=config["offline_fraction"],
-        joins=joins,
-        successes=store.version(first[-1]) if has_successes else None,
-    )
 
 
 def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:

@@ -23,10 +23,11 @@ from learners.checkpoint import (
     snapshot,
 )
 from learners.data import Pinned, Sampling, open_growing, run_name
-from learners.finetune import SAMPLED_AS_BEFORE, growing_at_first
+from learners.finetune import SAMPLED_AS_BEFORE
 from learners.run import check_same
 from learners.sampling import PLACES, check_stream
 from learners.settings import Settings
+from learners.successes import growing_at_first
 from pipeline.service.client.connecting import SCHEMES
 from pipeline.service.client.control import ControlClient
 from pipeline.store.reader import Version

@@ -13,9 +13,9 @@ import numpy as np
 from learners.base import learner_class
 from learners.checkpoint import Checkpoint, load_checkpoint
 from learners.data import Pinned, Sampling, open_growing, open_stream
-from learners.finetune import growing_at_first
 from learners.sampling import again_from
 from learners.settings import StreamNeeds, read_settings
+from learners.successes import growing_at_first
 from pipeline.store.store import open_store
 from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
