@@ -76,20 +76,24 @@ class Compiled:
     What it cannot see through (random generators, the backward pass itself, optimisers) is called
     as it is.
 
+    Args:
+        learner: whose updates.
+        backend: of `torch.compile`; others than its own trace alike, and leave kernels as they are.
+
     Raises:
         ConfigError: if there is no compiler of C++, which is needed for the CPU.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, backend: str = "inductor") -> None:
         self._learner = learner
-        compiler = os.environ.get("CXX", "g++")
-        if learner.scaler.device == "cpu" and shutil.which(compiler) is None:
+        compiler, is_cpu = os.environ.get("CXX", "g++"), learner.scaler.device == "cpu"
+        if backend == "inductor" and is_cpu and shutil.which(compiler) is None:
             raise ConfigError(
                 f"Expected a compiler of C++ for --compile step, came no {compiler!r}; install "
                 f"one, name it by CXX, or leave --compile away."
             )
         torch.compiler.reset()  # what other learners compiled counts against a limit
-        self._step = torch.compile(learner.step, dynamic=False)
+        self._step = torch.compile(learner.step, dynamic=False, backend=backend)
 
     def take(self, streams: Streams, count: int) -> Mapping[str, Tensor]:
         """As `Engine.take`."""
