@@ -71,6 +71,7 @@ def run_task(
     note(f"{name} ({size}): data")
     references = _data(place)
     document |= {"task": name, "size": size, "data": references, "world": place.task.world}
+    document["orders"] = [list(pair) for pair in place.task.orders]
     entries = grid_entries(place.task) if place.task.grid else place.task.entries
     for row, entry in entries.items():
         if only and row not in only:
@@ -86,7 +87,6 @@ def run_task(
             note(f"{name}: {row}, seed {seed}: {found['score']:.1f}")
     if place.task.grid:
         document["correlation"] = correlate(document)
-    document["orders"] = [list(pair) for pair in place.task.orders]
     write_whole(file, (json.dumps(document, indent=1) + "\n").encode())
     return file
 
