@@ -90,7 +90,7 @@ class ServiceMetrics:
         )
         self.action_divergence = Gauge(
             "penstock_quality_action_divergence",
-            "Action divergence of a stream's newest measured version.",
+            "Action divergence of the branch's newest version; NaN until it is measured.",
             ["stream"],
             registry=here,
         )

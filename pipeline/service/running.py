@@ -76,9 +76,17 @@ def _log(
 
     def sealed(done: Sealed, seconds: float) -> None:
         metrics.commit.observe(seconds)
+        metrics.commit_conflicts.inc(done.conflicts)
         learners.sealed(done)
         return_memory()
 
+    def divergence() -> float:
+        head = store.catalog.refs.head(config.branch)
+        shown = store.catalog.refs.state(head).metrics if head is not None else {}
+        found = shown["action_divergence"].value.value if "action_divergence" in shown else None
+        return float("nan") if found is None else found
+
+    metrics.follow(metrics.action_divergence.labels(config.branch), divergence)
     wanted = RolloutLogConfig(
         folder=config.wal,
         branch=config.branch,

@@ -46,6 +46,8 @@ class Sealed:
     """Those that came into a version; those known before and those refused are not among them."""
     steps: int
     quarantined: int
+    conflicts: int = 0
+    """How often another writer's commit came first."""
 
 
 class Offer(NamedTuple):
@@ -165,7 +167,8 @@ class Sealing:
         assert made is not None
         self._remember(made, self._catalog.refs.state(made))
         steps = sum(row.length for row in outcome.added)
-        return Sealed(made.ref, through, len(outcome.added), steps, len(outcome.refusals))
+        counts = (len(outcome.added), steps, len(outcome.refusals), outcome.conflicts)
+        return Sealed(made.ref, through, *counts)
 
 
 class _Sorting:

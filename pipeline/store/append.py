@@ -93,6 +93,8 @@ class Outcome:
     """All refusals of this batch, those of earlier runs included."""
     replaced: tuple[EpisodeRow, ...] = ()
     """Those that came in the place of others; not among the added ones."""
+    conflicts: int = 0
+    """How often another writer was faster, so that it was planned anew."""
 
 
 def write_new(
@@ -166,12 +168,19 @@ def commit_batch(
         layout.check_name(new_spec, "spec")
     planner = _Planner(catalog, batch, Joining(catalog, new_spec, casting), on_change)
     commit = catalog.refs.publish(branch, planner.plan, message=message, run_id=run_id, base=base)
-    if commit is not None and not planner.has_planned:
+    if commit is not None and not planner.plans:
         # An earlier try of this run made it: this one says what that one would have said.
         parent = commit.parent
         before = catalog.refs.read(parent.branch, parent.number) if parent else None
         planner.review(catalog.refs.state(before) if before else State())
-    return Outcome(commit, planner.added, planner.known, planner.refusals, planner.replaced)
+    return Outcome(
+        commit,
+        planner.added,
+        planner.known,
+        planner.refusals,
+        planner.replaced,
+        conflicts=max(planner.plans - 1, 0),
+    )
 
 
 class _Planner:
@@ -194,7 +203,8 @@ class _Planner:
         self.replaced: tuple[EpisodeRow, ...] = ()
         self.known = 0
         self.refusals: tuple[Refusal, ...] = ()
-        self.has_planned = False
+        self.plans = 0
+        """How many heads it was planned on."""
 
     def review(self, state: State) -> Sorted:
         """Decides what becomes of each episode on a state."""
@@ -207,7 +217,7 @@ class _Planner:
         return found
 
     def plan(self, _head: Commit | None, state: State) -> Draft | None:
-        self.has_planned = True
+        self.plans += 1
         found = self.review(state)
         rows = list(found.coming)
         sources = self._moved(state, [row for row, _ in found.conflicts])

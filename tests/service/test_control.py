@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.store.store import open_store
 from schemas.identity import digest
+from schemas.puts import puts_of
 from tests.service.ports import ARROW, Port, body_of, episode, service_in
+from tests.store.makers import score
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +196,6 @@ def _spliced(one) -> bytes:
 
     import pyarrow as pa
 
-    from schemas.puts import puts_of
-
     puts = list(puts_of(one, producer="a", epoch=1, put_bytes=256))
     assert len(puts) > 1
     sink = io.BytesIO()
@@ -218,6 +218,27 @@ def test_metrics_have_their_names(port: Port):
         assert f"# TYPE penstock_{name} " in text
     ids = [token.id for token in port.state.book.tokens()]
     assert not [one for one in ids if one in text]
+
+
+def test_the_metrics_tell_of_lost_races_and_of_what_was_measured(tmp_path, monkeypatch):
+    with service_in(tmp_path) as port:
+        gauge = 'penstock_quality_action_divergence{stream="main"} '
+        assert f"{gauge}NaN" in port.ask("GET", "/metrics").text
+        mine, other = port.store.catalog.objects, open_store(port.store.url)
+        create = mine.put_if_absent
+
+        def late(key: str, data: bytes) -> bool:
+            if "branches/main" in key and other.version("main").number == 1:
+                other.append([episode("quicker")])
+            return create(key, data)
+
+        monkeypatch.setattr(mine, "put_if_absent", late)
+        for put in puts_of(episode("slower"), producer="p", epoch=1):
+            port.state.log.wait(port.state.log.put(put.header, put.rows))
+        assert port.state.log.seal().version.number == 3
+        assert "penstock_commit_conflicts_total 1.0" in port.ask("GET", "/metrics").text
+        score(other, {"quicker": 0.25, "slower": 0.75})
+        assert f"{gauge}0.5" in port.ask("GET", "/metrics").text
 
 
 def test_status_openapi_and_quarantine(port: Port):
