@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -176,11 +177,18 @@ def _question(first: Arm, arm: Arm, found: Difference) -> str:
 
 def _figures(first: Arm, arm: Arm, found: Difference) -> str:
     scale, unit = (100.0, " points of success") if found.score == "success" else (1.0, " of return")
-    low, high = (scale * at for at in found.found.interval)
-    return (
-        f"{arm.letter} - {first.letter} = {scale * found.found.mean:.3g}{unit} "
-        f"[{low:.3g}, {high:.3g}] over {len(arm.judged)} seeds"
-    )
+    low, high = found.found.interval
+    mean, low, high = (scale * at for at in (found.found.mean, low, high))
+    digits = 1 if high == low else max(0, 2 - math.floor(math.log10(high - low)))
+    told, *ends = (_told(at, digits) for at in (mean, low, high))
+    interval = ", ".join(ends)
+    pair = f"{arm.letter} - {first.letter}"
+    return f"{pair} = {told}{unit} [{interval}] over {len(arm.judged)} seeds"
+
+
+def _told(value: float, digits: int) -> str:
+    """As many digits as the interval is worth, and no minus before a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _arm_facts(arm: Arm) -> dict[str, Any]:

@@ -179,8 +179,19 @@ def test_the_answer_is_what_the_interval_says(
     assert sentence.endswith(answer)
     (told,) = found.document()["differences"]
     low, high = told["interval"]
-    assert f"[{low:.3g}, {high:.3g}] over 6 seeds" in sentence
+    digits = 1 if high - low >= 10 else 2
+    assert f"[{low:.{digits}f}, {high:.{digits}f}] over 6 seeds" in sentence
     assert told["verdict"] == {"y": "better", "n": "worse", "c": "unclear"}[answer[2]]
+
+
+def test_a_figure_has_the_digits_that_its_interval_is_worth() -> None:
+    tiny = np.full((5, 4), 1e-16)
+    tiny[0] = -30.0
+    tiny[1] = 30.0
+    found = compare([_arm("A", "a", np.zeros((5, 4))), _arm("B", "a", tiny)])
+    assert "B - A = 0.0 of return [-" in found.sentences()[0]
+    same = compare([_arm("A", "a", tiny), _arm("B", "a", tiny)])
+    assert "B - A = 0.0 of return [0.0, 0.0] over 5 seeds: cannot tell." in same.sentences()[0]
 
 
 def test_success_is_judged_where_it_is_known() -> None:
