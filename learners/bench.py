@@ -30,6 +30,7 @@ from learners.base import make_learner
 from learners.bench_plain import PLAIN, Replay
 from learners.data import Pinned, Sampling, fit, open_stream
 from learners.engine import Compile, engine
+from learners.memory import keep_freed_memory
 from learners.run import threads
 from pipeline.store.store import open_store
 from schemas.episode import Episode
@@ -122,6 +123,7 @@ def bench_learner(
     """
     config = config or LearnerBench()
     load = os.getloadavg()[0]
+    keep_freed_memory()  # as runs do; the script gains by it, too
     with threads(1), tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
         columns = _columns(config.rows)
         pinned = _stored(Path(folder), columns)

@@ -17,6 +17,7 @@ from torch import Tensor
 from learners.checkpoint import restore, save_checkpoint, snapshot
 from learners.engine import engine
 from learners.evaluate import Evaluation, evaluate
+from learners.memory import keep_freed_memory
 from learners.opening import FIXED as FIXED
 from learners.opening import Run, TrainConfig, learner_of, needs_of, open_runs, shared, steps_of
 from learners.ranks import Ranks, joined
@@ -69,6 +70,7 @@ def train_seeds(config: TrainConfig, seeds: int, report: Report = silent) -> lis
 
 def _train(configs: Sequence[TrainConfig], report: Report) -> list[RunResult]:
     first = configs[0]
+    keep_freed_memory()
     results: dict[int, RunResult] = {}
     with threads(first.threads), joined(first.device, first.batch_size) as ranks:
         taken = ranks.told([steps_of(config) or 0 for config in configs])
