@@ -46,7 +46,7 @@ def number_of(ids: np.ndarray) -> np.ndarray:
     return np.array([int(str(name).rsplit("_", 1)[-1]) for name in ids])
 
 
-# -- episodes end where the file says, and not every so many rows ------------------------------------
+# -- episodes end where the file says, and not every so many rows ------------------------------
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_best_tenth_is_one_episode_and_no_piece_of_another(timed_out: Store)
     assert set(np.asarray(batch["observations"])[:, 1]) == set(range(LENGTH - 1))
 
 
-# -- only what the task ended stops bootstrapping ----------------------------------------------------
+# -- only what the task ended stops bootstrapping ----------------------------------------------
 
 
 def ended(number: int, rewards: list[float], *, terminated: bool) -> Episode:
@@ -126,7 +126,7 @@ def test_a_time_limit_is_no_end_of_the_task(tmp_path: Path) -> None:
     assert ((episode == 0) & (step == 4)).any(), "the truncated step is a transition, too"
 
 
-# -- returns of sparse tasks -------------------------------------------------------------------------
+# -- returns of sparse tasks -------------------------------------------------------------------
 
 
 def floors(store: Store) -> dict[tuple[int, int], float]:
@@ -181,7 +181,7 @@ def test_rollouts_bring_returns_of_their_own(tmp_path: Path) -> None:
     )
 
 
-# -- what the Decision Transformer is shown ----------------------------------------------------------
+# -- what the Decision Transformer is shown ----------------------------------------------------
 
 
 def test_windows_come_in_proportion_to_the_length_of_their_episode(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_windows_come_in_proportion_to_the_length_of_their_episode(tmp_path: Pat
     np.testing.assert_allclose(shares, [0.05, 0.20, 0.75], atol=0.015)
 
 
-# -- the last policy is judged, not the best one -----------------------------------------------------
+# -- the last policy is judged, not the best one -----------------------------------------------
 
 
 class Fleeing:
