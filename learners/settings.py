@@ -7,9 +7,9 @@ person types is checked here, once: an unknown key is refused with the nearest k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from schemas.errors import ConfigError, UnknownNameError, suggest
 
@@ -18,6 +18,17 @@ class Settings(BaseModel):
     """Base of all settings: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reads `256,256`, as people type it, as several values."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        is_several = any(get_origin(one) is tuple for one in (kind, *get_args(kind)))
+        if is_several and isinstance(value, str):
+            parts = tuple(part.strip() for part in value.strip("()[] ").split(",") if part.strip())
+            return parts if len(parts) > 1 or get_origin(kind) is tuple else value
+        return value
 
 
 class LearnerSettings(Settings):

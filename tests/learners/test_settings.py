@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from learners.base import learner_class, make_learner
+from learners.grid import GridSettings
 from learners.iql import IQLSettings
 from learners.normaliser import Normaliser
 from learners.settings import read_settings
@@ -49,3 +50,16 @@ def test_algorithms_are_made_by_name(name: str) -> None:
     assert learner.name == name
     assert learner.act(np.zeros((5, 3), np.float32)).shape == (5, 2)
     assert learner.spread().shape == (2,)
+
+
+@pytest.mark.parametrize("typed", ["64,32", "64, 32", "(64, 32)", "[64,32]"])
+def test_several_values_are_read_as_people_type_them(typed: str) -> None:
+    assert read_settings(IQLSettings, {"hidden": typed}).hidden == (64, 32)
+
+
+def test_one_value_is_one_where_one_may_stand_for_all() -> None:
+    assert read_settings(IQLSettings, {"hidden": "64"}).hidden == (64,)
+    assert read_settings(GridSettings, {"action_low": "-2"}).action_low == -2.0
+    assert read_settings(GridSettings, {"action_low": "-2, -1"}).action_low == (-2.0, -1.0)
+    with pytest.raises(ConfigError, match="hidden"):
+        read_settings(IQLSettings, {"hidden": "64,wide"})
