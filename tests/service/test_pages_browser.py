@@ -36,6 +36,11 @@ class Visitor:
     asked: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    def hear(self, said: playwright.ConsoleMessage) -> None:
+        """Takes a note of what the console says, but for what says only who typed first."""
+        if said.type != "info" or "Autofocus" not in said.text:
+            self.complaints.append(f"{said.type}: {said.text}")
+
     def go(self, path: str) -> None:
         self.page.goto(self.port.url + path)
 
@@ -77,7 +82,7 @@ def visitor(request, port, browser, tmp_path) -> Iterator[Visitor]:
             route.abort()
 
     context.route("**/*", judge)
-    found.page.on("console", lambda said: found.complaints.append(f"{said.type}: {said.text}"))
+    found.page.on("console", found.hear)
     found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
     found.page.on("dialog", lambda dialog: found.complaints.append(f"dialog {dialog.message}"))
     yield found
