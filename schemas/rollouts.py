@@ -21,6 +21,8 @@ from schemas.document import Document
 from schemas.episode import Episode, FinalObservation, Kind
 from schemas.errors import PutError, TooLargeError
 
+HEADER_KEY = b"penstock"
+"""Of a batch's custom metadata, where puts go over HTTP: its header as JSON."""
 HEADER_BYTES = 1 << 20
 """The longest header that is read."""
 

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from schemas.errors import PutError, TooLargeError
+from schemas.rollouts import HEADER_KEY
 
-HEADER_KEY = b"penstock"
-"""Of a batch's custom metadata: its header (`schemas.rollouts.PutHeader`) as JSON."""
 MAX_MESSAGES = 1 << 16
 _HEADER, _COMPRESSION = 2, 3
 """Numbers of fields in Arrow's `Message` and `RecordBatch` (format/Message.fbs)."""

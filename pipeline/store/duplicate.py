@@ -80,7 +80,6 @@ def copy_version(
         )
     layout.check_name(branch, "branch")
     derive.check_free(target, branch, taken_by="tag")
-    state = source.refs.state(version)
     copying = _Copying(source, version, target, branch)
     with leases.lease(source.objects, version.ref), leases.lease(target.objects):
         outcomes = copying.episodes(advance)
@@ -91,12 +90,11 @@ def copy_version(
         raise UsageError("Expected a version with episodes to copy, came one without any.")
     added = [row for outcome in outcomes for row in outcome.added]
     refused = sum(len(outcome.refusals) for outcome in outcomes)
-    kept = stored_rows(source, state).num_rows
     return Copied(
         commit=head,
         episodes=len(added),
         steps=sum(row.length for row in added),
-        known=kept - len(added) - refused,
+        known=copying.rows.num_rows - len(added) - refused,
         refused=refused,
     )
 
@@ -107,13 +105,15 @@ class _Copying:
     def __init__(self, source: Catalog, version: Commit, target: Catalog, branch: str) -> None:
         self._source = source
         self._state = source.refs.state(version)
+        self.rows = stored_rows(source, self._state)
+        """One row per episode, as stored."""
         self._target = target
         self._branch = branch
         self._message = f"copy {version.branch}:{version.number} of {source.id[:8]}"
 
     def episodes(self, advance: Advance | None) -> list[Outcome]:
         """Appends the episodes that the branch does not have, one spec after the other."""
-        table = self._unknown(stored_rows(self._source, self._state))
+        table = self._unknown(self.rows)
         outcomes = []
         for spec in pc.unique(table["spec"]).to_pylist():
             rows = table.filter(pc.equal(table["spec"], spec))
@@ -173,17 +173,21 @@ class _Copying:
 
     def overlays(self) -> None:
         """Commits the scores, labels and arrays of steps that the branch does not have."""
-        shared = self._shared()
-        known = {_content(overlay) for overlay in self._there().overlays}
+        there = self._there()
+        shared = self._shared(there)
+        known = {_content(overlay) for overlay in there.overlays}
         told = (self._overlay(overlay, shared, known) for overlay in self._state.overlays)
         written = [overlay for overlay in told if overlay is not None]
         if not written:
             return
-        sets = {name: self._score_set(one) for name, one in self._state.score_sets.items()}
+        sets = {
+            name: self._score_set(one, there.score_sets.get(name))
+            for name, one in self._state.score_sets.items()
+        }
 
         def plan(head: Commit | None, state: State) -> Draft | None:
-            there = {_content(overlay) for overlay in state.overlays}
-            fresh = [overlay for overlay in written if _content(overlay) not in there]
+            said = {_content(overlay) for overlay in state.overlays}
+            fresh = [overlay for overlay in written if _content(overlay) not in said]
             if head is None or not fresh:
                 return None
             return Draft(tuple(self._operation(overlay, sets) for overlay in fresh))
@@ -192,12 +196,15 @@ class _Copying:
             self._branch, plan, message=f"{self._message}: what was said", run_id=layout.new_id()
         )
 
-    def _shared(self) -> pa.Array:
+    def _shared(self, there: State) -> pa.Array:
         """Returns the ids under which version and branch have the same content."""
         columns = ["episode_id", "digest"]
-        mine = stored_rows(self._source, self._state).select(columns)
-        there = stored_rows(self._target, self._there()).select(columns)
-        return mine.join(there, columns, join_type="inner")["episode_id"].combine_chunks()
+        others = stored_rows(self._target, there).select(columns)
+        return (
+            self.rows.select(columns)
+            .join(others, columns, join_type="inner")["episode_id"]
+            .combine_chunks()
+        )
 
     def _overlay(self, overlay: Overlay, shared: pa.Array, known: set[str]) -> Overlay | None:
         """Writes what an overlay says of some episodes; None if that is nothing new."""
@@ -222,9 +229,8 @@ class _Copying:
             }
         )
 
-    def _score_set(self, score_set: ScoreSet) -> ScoreSet:
+    def _score_set(self, score_set: ScoreSet, known: ScoreSet | None) -> ScoreSet:
         """Hands on a score set with its model, unless the branch has it."""
-        known = self._there().score_sets.get(score_set.id)
         if known is not None:
             return score_set.model_copy(update={"model": known.model})
         data = self._source.read(score_set.model)

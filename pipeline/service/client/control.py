@@ -37,6 +37,7 @@ from schemas.errors import (
 )
 from schemas.online import Heartbeat
 from schemas.puts import puts_of
+from schemas.rollouts import HEADER_KEY
 from schemas.tracing import HEADER
 
 MAX_ANSWER = 64 << 20
@@ -304,5 +305,5 @@ def _body(episode: Episode, settings: ClientSettings) -> bytes:
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, first.rows.schema) as stream:
         for put in (first, *puts):
-            stream.write_batch(put.rows, custom_metadata={"penstock": put.header.encoded()})
+            stream.write_batch(put.rows, custom_metadata={HEADER_KEY: put.header.encoded()})
     return sink.getvalue()
