@@ -9,6 +9,7 @@ of ours is used here, and nothing here is meant to be slow.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -42,7 +43,7 @@ class Replay:
         return [tensor[picked] for tensor in self._tensors]
 
 
-class Plain:
+class Plain(ABC):
     """One learner of a plain script.
 
     Args:
@@ -59,13 +60,13 @@ class Plain:
         self.updates = 0
         self.build()
 
+    @abstractmethod
     def build(self) -> None:
         """Makes networks and optimisers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, batch: Sequence[Tensor]) -> Tensor:
         """Takes one update; returns the critics' loss."""
-        raise NotImplementedError
 
     def network(self, inputs: int, outputs: int) -> nn.Sequential:
         """An MLP."""
