@@ -5,9 +5,9 @@ JSON in the metadata, acknowledged by `schemas.pulls.Ack`. What is pulled is nam
 (`schemas.pulls`). Every method asks for a scope first, and every error is one of our tree.
 
 What Flight in Python leaves open: it has no limit for the size of a message (Arrow's own is 2 GiB;
-`process_limits` bounds what one may take of memory), a stream holds two threads for as long as its
-client likes (hence the limit of open streams), and a batch that is compressed is inflated before we
-see it.
+`process_limits` bounds what one may take of memory), a stream holds a thread for as long as its
+client likes, and one of puts a second if it does not read what it is told (hence the limit of open
+streams), and a batch that is compressed is inflated before we see it.
 """
 
 from __future__ import annotations
