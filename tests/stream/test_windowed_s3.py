@@ -56,6 +56,14 @@ def is_block(request: Request) -> bool:
     return request.method == "GET" and ("/shards/" in request.path or "/tails/" in request.path)
 
 
+def all_fetched(opened: Stream) -> int:
+    """Waits until nothing is being fetched, and returns how many blocks the buffer holds."""
+    records = opened.feed.at(0).windowed
+    assert records is not None
+    wait([fetched for _, fetched in records._held.values()])
+    return records.slots
+
+
 def test_batches_are_those_of_a_local_store(
     local: Store,
     remote: Store,
@@ -73,13 +81,11 @@ def test_batches_are_those_of_a_local_store(
 
 def test_no_more_is_read_than_there_is_room_for(remote: Store, bucket: Bucket) -> None:  # noqa: F811
     opened = stream(open_store(bucket.url), residency="windowed", shuffle_window=1, batch_size=1)
-    held = opened.feed.at(0).windowed
-    assert held is not None
     bucket.proxy.requests.clear()
     next(opened)
-    wait([fetched for _, fetched in held._held.values()])
+    slots = all_fetched(opened)
     asked = {r.path.split("?")[0].split("/")[4] for r in bucket.proxy.requests if is_block(r)}
-    assert len(asked) == held.slots == 2 < len(remote.version().index().data_ids)
+    assert len(asked) == slots == 2 < len(remote.version().index().data_ids)
 
 
 def test_a_store_that_does_not_answer_is_told_and_asked_again(
@@ -93,6 +99,7 @@ def test_a_store_that_does_not_answer_is_told_and_asked_again(
     )
     with pytest.raises(TransientError, match="run it again later"):
         next(opened)
+    all_fetched(opened)  # those asked for ahead have failed as well, with nobody waiting
     bucket.proxy.trouble = lambda _request: None
     expected = stream(remote, residency="mmap")
     assert sha_of([opened], 20) == sha_of([expected], 20)
