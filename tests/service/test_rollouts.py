@@ -66,7 +66,7 @@ def test_a_put_that_is_repeated_is_kept_once(is_reopened: bool, tmp_path: Path) 
         log = actor.log = open_log(tmp_path)
     size = log.status()["log_bytes"]
     for put in puts:
-        assert log.wait(actor.send(put), timeout=5) >= first
+        assert log.wait(actor.send(put), timeout=60) >= first
     assert log.status()["log_bytes"] == size
     assert waiting(log) == ["e"]
     log.close()
@@ -332,11 +332,11 @@ def test_acknowledgements_wait_for_what_they_say(tmp_path: Path) -> None:
         first, *_, last = [actor.send(put) for put in actor.puts(rollout("e"))]
         assert log.wait(last, "received") == last.offset
         assert log.wait(last) == last.offset
-        assert log.wait(first, "store", timeout=5) == first.offset, "it ends nothing"
+        assert log.wait(first, "store", timeout=60) == first.offset, "it ends nothing"
         with pytest.raises(OutOfTimeError):
             log.wait(last, "store", timeout=0.05)
         log.seal()
-        assert log.wait(last, "store", timeout=5) == last.offset
+        assert log.wait(last, "store", timeout=60) == last.offset
         assert log.sealed_through >= last.offset
         log.wait_durable(last.offset, 5)
         with pytest.raises(OutOfTimeError):
