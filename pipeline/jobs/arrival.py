@@ -13,7 +13,7 @@ from pipeline.store.catalog import Catalog
 from pipeline.store.writer import WrittenBlock
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, TransientError
-from schemas.version import shared_files
+from schemas.state import shared_files
 
 
 def check_arrived(catalog: Catalog, written: Iterable[WrittenBlock], *, reread: bool) -> None:

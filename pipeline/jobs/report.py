@@ -11,7 +11,8 @@ from typing import Protocol
 from pipeline.jobs.sources import Dataset
 from pipeline.store.append import Outcome, Refusal
 from schemas.jobs import IngestJob
-from schemas.version import Append, Commit, size_of
+from schemas.state import size_of
+from schemas.version import Append, Commit
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,8 @@ from pipeline.store.objects import Objects
 from pipeline.store.recent import Recent
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, TransientError
-from schemas.version import (
-    Close,
-    Commit,
-    Operation,
-    State,
-    VersionRef,
-    apply,
-    totals,
-)
+from schemas.state import apply, totals
+from schemas.version import Close, Commit, Operation, State, VersionRef
 
 CHECKPOINT_EVERY = 50
 """Every so many commits carry the whole state; a reader opens at most this many."""

@@ -21,6 +21,7 @@ from schemas.errors import (
     TransientError,
     UsageError,
 )
+from schemas.state import apply
 from schemas.version import (
     Annotate,
     Append,
@@ -35,7 +36,6 @@ from schemas.version import (
     Reset,
     State,
     VersionRef,
-    apply,
 )
 
 

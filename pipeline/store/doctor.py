@@ -23,7 +23,8 @@ from pipeline.store.reach import kept_from, reachable
 from pipeline.store.tables import kept_positions
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError, PenstockError, UntrustedError
-from schemas.version import Block, Commit, Part, Reset, State, apply
+from schemas.state import apply
+from schemas.version import Block, Commit, Part, Reset, State
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.document import DataFile
-from schemas.version import (
-    Annotate,
-    Append,
-    Commit,
-    Compact,
-    Measure,
-    Overlay,
-    Part,
-    State,
-    shared_files,
-)
+from schemas.state import shared_files
+from schemas.version import Annotate, Append, Commit, Compact, Measure, Overlay, Part, State
 
 
 def files_of_part(part: Part) -> Iterator[DataFile]:

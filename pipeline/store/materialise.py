@@ -17,7 +17,8 @@ from pipeline.store.commit import Draft
 from pipeline.store.compact import merge
 from pipeline.store.tables import drop_erased, kept_positions
 from schemas.errors import DamagedStoreError, TransientError, UsageError
-from schemas.version import Commit, Compact, Operation, Part, Reset, State, apply
+from schemas.state import apply
+from schemas.version import Commit, Compact, Operation, Part, Reset, State
 
 Advance = Callable[[int, int], None]
 

@@ -19,7 +19,8 @@ from pipeline.store.files import files_of_overlay
 from pipeline.store.tables import kept_positions
 from schemas.document import DataFile
 from schemas.errors import DamagedStoreError
-from schemas.version import Close, Commit, Operation, Part, Reset, State, totals
+from schemas.state import totals
+from schemas.version import Close, Commit, Operation, Part, Reset, State
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from pipeline.store.commit import CHECKPOINT_EVERY, Draft
 from pipeline.store.objects import LocalObjects
 from pipeline.store.store import Store, open_store
 from schemas.errors import DamagedStoreError, NameTakenError, NotFoundError, TransientError
-from schemas.version import Append, Commit, SourceState, State, apply
+from schemas.state import apply
+from schemas.version import Append, Commit, SourceState, State
 from tests.store.disks import (
     CountingObjects,
     Interrupted,
