@@ -42,11 +42,15 @@ def add_mixed(folder: Path, store: Path) -> Iterator[tuple[str, str]]:
 
 
 def correlate(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns how datasets' mean divergence goes with their cloners' mean success."""
+    """Returns how datasets' mean divergence goes with their cloners' mean success.
+
+    Rows that were made from other data than those of now do not count.
+    """
     divergences = _divergences(document["data"]["all"])
     pairs = {}
     for row, done in document["rows"].items():
-        if row.startswith("bc ") and done["seeds"]:
+        of_now = done.get("made_with", {}).get("data") == document["data"].get(row)
+        if row.startswith("bc ") and of_now and done["seeds"]:
             scores = [one["score"] for one in done["seeds"].values()]
             pairs[row] = (divergences[_stem(row)], float(np.mean(scores)))
     if len(pairs) < 3:

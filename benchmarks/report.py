@@ -52,9 +52,16 @@ def verdict(document: Mapping[str, Any], lower: str, upper: str) -> str:
     both = rows[lower]["seeds"].keys() & rows[upper]["seeds"].keys()
     if not both:
         return f"{lower} < {upper}: not run"
+    if _data(rows[lower]) != _data(rows[upper]):
+        return f"{lower} < {upper}: run on different data"
     gains = np.array(
         [rows[upper]["seeds"][k]["score"] - rows[lower]["seeds"][k]["score"] for k in sorted(both)]
     )
     low, high = stratified_interval(gains[:, None])
     said = "holds" if low > 0 else "does not hold"
     return f"{lower} < {upper}: {said}, by {gains.mean():.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _data(row: Mapping[str, Any]) -> Any:
+    """Returns the reference of the data that a row was made from."""
+    return row.get("made_with", {}).get("data")

@@ -1,11 +1,13 @@
 """Runs one task of the suite: data, a store, learners by seeds, their last checkpoints judged.
 
 What is there already stays: data that were made, runs that ended, rows of `results.json`. So a
-suite that was stopped goes on where it was.
+suite that was stopped goes on where it was. Data and runs lie in folders named after the settings
+they were made with, and rows hold theirs: under other settings all of it is made anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,10 +78,12 @@ def run_task(
     for row, entry in entries.items():
         if only and row not in only:
             continue
-        done = document["rows"].setdefault(row, {"seeds": {}})
         reference = references[entry.data or "main"]
-        done |= {"algo": entry.algo, "settings": _settings(place, entry, reference)}
-        done |= {"published": entry.published_online or entry.published}
+        made_with = _made_with(place, entry, reference)
+        if document["rows"].get(row, {}).get("made_with") != made_with:
+            document["rows"][row] = {"made_with": made_with, "seeds": {}}
+        done = document["rows"][row]
+        done["published"] = entry.published_online or entry.published
         missing = [seed for seed in range(seeds) if str(seed) not in done["seeds"]]
         for seed, found in _judged(place, row, entry, reference, missing):
             done["seeds"][str(seed)] = found
@@ -96,22 +100,26 @@ def run_task(
 
 def _data(place: Place) -> dict[str, str]:
     """Makes the data and takes them in; returns pinned references by their names."""
-    file = place.folder / "data.json"
+    task = place.task
+    made_with = {"world": task.world, "maker": task.maker, "episodes": place.scale.episodes}
+    more = {"grid": task.grid} if task.maker else {"hidden": place.scale.hidden}
+    folder = place.folder / f"data-{_digest(made_with | more)}"
+    file = folder / "data.json"
     if file.exists():
         kept: dict[str, str] = json.loads(file.read_text())
         return kept
-    made = dict(_made(place))
+    made = dict(_made(place, folder))
     write_whole(file, (json.dumps(made, indent=1) + "\n").encode())
     return made
 
 
-def _made(place: Place) -> Iterator[tuple[str, str]]:
-    task, store, world = place.task, place.folder / "store", place.task.world
+def _made(place: Place, folder: Path) -> Iterator[tuple[str, str]]:
+    task, store, world = place.task, folder / "store", place.task.world
     if not task.maker:
-        yield "main", make_replay(world, place.scale, place.folder, place.device)
+        yield "main", make_replay(world, place.scale, folder, place.device)
     elif not task.grid:
         count = ["--episodes", str(place.scale.episodes)]
-        file = make(world, task.maker, place.folder / "data" / "main.npz", count)
+        file = make(world, task.maker, folder / "data" / "main.npz", count)
         yield "main", ingest(file, store, "main")
     else:
         for name in grid_entries(task):
@@ -119,13 +127,41 @@ def _made(place: Place) -> Iterator[tuple[str, str]]:
                 policy, system = name.removeprefix("bc ").split("/")
                 levels = ["--policy_noise", policy, "--system_noise", system]
                 levels += ["--episodes", str(place.scale.episodes)]
-                data = place.folder / "data" / f"p{policy}-s{system}.npz"
+                data = folder / "data" / f"p{policy}-s{system}.npz"
                 file = make(world, task.maker, data, levels)
                 yield name, ingest(file, store, f"p{policy}-s{system}")
-        yield from add_mixed(place.folder, store)
+        yield from add_mixed(folder, store)
 
 
-# -- learning ------------------------------------------------------------------------------------
+# -- settings ------------------------------------------------------------------------------------
+
+
+def _made_with(place: Place, entry: Entry, reference: str) -> dict[str, Any]:
+    """Returns all that decides what a row's seeds reach, as JSON reads it back."""
+    judged = {"world": place.task.world, "evaluation_episodes": place.scale.evaluation_episodes}
+    asked = _run_with(place, entry, reference) | judged
+    made_with: dict[str, Any] = json.loads(json.dumps(asked))
+    return made_with
+
+
+def _run_with(place: Place, entry: Entry, reference: str) -> dict[str, Any]:
+    """Returns what a row's runs are made with, to their end."""
+    made_with = _offline_with(place, entry, reference)
+    if entry.online is None:
+        return made_with
+    return made_with | {"online": entry.online, "env_steps": place.scale.env_steps}
+
+
+def _offline_with(place: Place, entry: Entry, reference: str) -> dict[str, Any]:
+    """Returns what a run offline is made with; rows that go on online share it."""
+    return {
+        "algo": entry.algo,
+        "data": reference,
+        "settings": _settings(place, entry, reference),
+        "steps": 1 if entry.algo == "rlpd" else place.scale.steps,
+        "batch_size": place.scale.batch_size,
+        "discount": place.task.discount,
+    }
 
 
 def _settings(place: Place, entry: Entry, reference: str) -> dict[str, Any]:
@@ -136,6 +172,14 @@ def _settings(place: Place, entry: Entry, reference: str) -> dict[str, Any]:
     if place.task.is_return and entry.algo == "iql":
         settings["reward_scale"] = return_scale(reference)
     return settings
+
+
+def _digest(made_with: Mapping[str, Any]) -> str:
+    """Returns a name for settings: others, another name."""
+    return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:10]
+
+
+# -- learning ------------------------------------------------------------------------------------
 
 
 def _judged(
@@ -151,7 +195,8 @@ def _judged(
         before = time.process_time()
         run = runs[seed]
         if entry.online is not None:
-            run = _online(place, run, entry.online, row, seed)
+            name = f"{_slug(row)}-{_digest(_run_with(place, entry, reference))}-{seed}"
+            run = _online(place, run, entry.online, name, seed)
         seconds = offline + time.process_time() - before
         learner = restore(load_checkpoint(run), place.device)
         judged = evaluate(learner, register(place.task.world), place.scale.evaluation_episodes)
@@ -171,18 +216,15 @@ def _offline(
     place: Place, row: str, entry: Entry, reference: str, seeds: Sequence[int]
 ) -> dict[int, Path]:
     """Trains seeds side by side; a row that goes on online shares its beginning with the other."""
-    out = place.folder / "runs" / _slug(row.removesuffix(" online"))
+    made_with = _offline_with(place, entry, reference)
+    name = f"{_slug(row.removesuffix(' online'))}-{_digest(made_with)}"
+    out = place.folder / "runs" / name
     first, count = min(seeds), max(seeds) - min(seeds) + 1
     train_seeds(
         TrainConfig(
-            algo=entry.algo,
-            data=(reference,),
+            **{**made_with, "data": (reference,)},
             out=str(out),
-            steps=1 if entry.algo == "rlpd" else place.scale.steps,
-            settings=_settings(place, entry, reference),
-            batch_size=place.scale.batch_size,
             seed=first,
-            discount=place.task.discount,
             device=place.device,
             checkpoint_every=max(place.scale.steps // 4, 1),
             log_every=max(place.scale.steps // 100, 1),
@@ -193,13 +235,13 @@ def _offline(
     return {seed: out / f"seed-{seed}" for seed in range(first, first + count)}
 
 
-def _online(place: Place, run: Path, online: Mapping[str, Any], row: str, seed: int) -> Path:
-    out = place.folder / "runs" / f"{_slug(row)}-{seed}"
+def _online(place: Place, run: Path, online: Mapping[str, Any], name: str, seed: int) -> Path:
+    out = place.folder / "runs" / name
     finetune(
         FinetuneConfig(
             run=str(run),
             environment=register(place.task.world),
-            into=str(place.folder / "rollouts" / f"{_slug(row)}-{seed}"),
+            into=str(place.folder / "rollouts" / name),
             out=str(out),
             env_steps=place.scale.env_steps,
             round_steps=max(place.scale.env_steps // 100, 500),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,8 @@ def test_a_task_runs_goes_on_and_is_shown(tmp_path: Path, monkeypatch: pytest.Mo
     assert after["data"] == first["data"]
     assert after["rows"]["bc"]["seeds"]["0"] == first["rows"]["bc"]["seeds"]["0"]
     assert [len(row["seeds"]) for row in after["rows"].values()] == [2, 2, 2]
-    assert after["rows"]["iql"]["settings"]["tau"] == 0.1
-    assert after["rows"]["iql"]["settings"]["expectile"] == 0.8
+    used = after["rows"]["iql"]["made_with"]["settings"]
+    assert (used["tau"], used["expectile"]) == (0.1, 0.8)
     assert sum("bc, seed 0" in line for line in said) == 1
     shown = table(load(tmp_path, "small")[0])
     assert shown.count("| 2 |") == 3
@@ -179,10 +180,56 @@ def test_a_task_runs_goes_on_and_is_shown(tmp_path: Path, monkeypatch: pytest.Mo
     assert "bc < iql: " in shown
 
 
+def test_rows_of_other_settings_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def run(task: Task, only: str) -> dict[str, Any]:
+        monkeypatch.setitem(TASKS, "tiny", task)
+        said.clear()
+        file = suite.run_task("tiny", "small", 1, tmp_path, (only,), note=said.append)
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    first = run(TINY, "bc")
+    assert run(TINY, "bc") == first
+    assert said == ["tiny (small): data"]
+    runs = tmp_path / "small" / "tiny" / "runs"
+    kept = set(runs.iterdir())
+
+    entries = {**TINY.entries, "bc": replace(TINY.entries["bc"], small={"learning_rate": 0.1})}
+    faster = run(replace(TINY, entries=entries), "bc")
+    assert said[1].startswith("tiny: bc, seed 0")
+    assert faster["rows"]["bc"]["made_with"]["settings"]["learning_rate"] == 0.1
+    assert faster["rows"]["bc"]["seeds"] != first["rows"]["bc"]["seeds"]
+    assert len(set(runs.iterdir()) - kept) == 1
+
+    kept = set(runs.iterdir())
+    judged = run(
+        replace(TINY, sizes={"small": replace(TINY.sizes["small"], evaluation_episodes=3)}), "bc"
+    )
+    (found,) = judged["rows"]["bc"]["seeds"].values()
+    assert found["returns"][:2] == first["rows"]["bc"]["seeds"]["0"]["returns"]
+    assert len(found["returns"]) == 3
+    assert set(runs.iterdir()) == kept, "nothing was learned again"
+
+    fewer = replace(TINY, sizes={"small": replace(TINY.sizes["small"], episodes=200)})
+    other = run(fewer, "bc")
+    assert other["data"] != first["data"]
+    played = open_version(other["data"]["main"]).episodes(columns=["length"])
+    assert sum(played["length"].to_pylist()) == 200
+    assert other["rows"]["bc"]["made_with"]["data"] == other["data"]["main"]
+    assert other["rows"]["bc"]["seeds"] != first["rows"]["bc"]["seeds"]
+
+
 def test_an_order_holds_if_its_interval_does() -> None:
     def rows(**scores: list[float]) -> dict[str, Any]:
         made = {
-            name: {"seeds": {str(k): {"score": score} for k, score in enumerate(found)}}
+            name: {
+                "made_with": {"data": "store@1"},
+                "seeds": {str(k): {"score": score} for k, score in enumerate(found)},
+            }
             for name, found in scores.items()
         }
         return {"rows": made}
@@ -192,6 +239,8 @@ def test_an_order_holds_if_its_interval_does() -> None:
     assert "does not hold" in verdict(document, "low", "wide")
     assert "does not hold" in verdict(document, "high", "low")
     assert verdict(document, "low", "none") == "low < none: not run"
+    document["rows"]["high"]["made_with"]["data"] = "store@2"
+    assert verdict(document, "low", "high") == "low < high: run on different data"
 
 
 def test_a_grid_has_all_pairs_and_what_was_chosen_of_all(tmp_path: Path) -> None:
