@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from connectors import places, registry
+from connectors import places, registry, urls
 from connectors.base import Unit
 from schemas.episode import Episode
 from schemas.errors import NotFoundError, SourceError
@@ -33,13 +33,13 @@ def placed(unit: Unit) -> LinkedUnit:
 
 def in_full(where: str) -> str:
     """Returns a local path as an absolute one, its links kept, and a URL as it is."""
-    path = places.local_path(where)
-    return path if places.is_url(path) else os.path.abspath(path)  # noqa: PTH100 - keeps links
+    path = urls.local_path(where)
+    return path if urls.is_url(path) else os.path.abspath(path)  # noqa: PTH100 - keeps links
 
 
 def is_remote(where: str) -> bool:
     """True for what is copied here before it is read."""
-    return places.is_url(places.local_path(where))
+    return urls.is_url(urls.local_path(where))
 
 
 def files_of(where: str) -> tuple[SourceFile, ...]:
@@ -52,7 +52,7 @@ def files_of(where: str) -> tuple[SourceFile, ...]:
     """
     if is_remote(where):
         try:
-            found = places.remote_files(where)
+            found = urls.remote_files(where)
         except NotFoundError:
             return ()
         return tuple(SourceFile(name=f.name, bytes=f.size, stamp=f.stamp) for f in found)

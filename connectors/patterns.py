@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
-from connectors import places
+from connectors import urls
 from connectors.detection import HDF5_SUFFIXES, RULES, Look, hdf5_files
 from schemas.errors import NotFoundError
 
@@ -21,12 +21,12 @@ def matching(where: str) -> list[str]:
     Raises:
         NotFoundError: if nothing matches.
     """
-    if places.is_url(where) and places.local_path(where) == where:
+    if urls.is_url(where) and urls.local_path(where) == where:
         magic = "*[" if where.startswith(("http://", "https://")) else _MAGIC
         is_pattern = any(sign in where for sign in magic)
-        found = places.glob(where) if is_pattern else [where]
+        found = urls.glob(where) if is_pattern else [where]
     else:
-        path = places.local_path(where)
+        path = urls.local_path(where)
         is_pattern = any(sign in path for sign in _MAGIC) and not Path(path).exists()
         prefix = where[: len(where) - len(path)]
         found = [prefix + one for one in sorted(glob.glob(path, recursive=True))]  # noqa: PTH207 - keeps paths as typed
@@ -38,11 +38,11 @@ def matching(where: str) -> list[str]:
 
 def datasets_in(where: str) -> list[str]:
     """Returns the files of a folder that holds nothing but HDF5 files; else `where` itself."""
-    path = places.local_path(where)
-    if places.is_url(path):
+    path = urls.local_path(where)
+    if urls.is_url(path):
         if path.lower().endswith(HDF5_SUFFIXES):
             return [where]
-        files = places.members(where)
+        files = urls.members(where)
         return files if files and all(f.lower().endswith(HDF5_SUFFIXES) for f in files) else [where]
     inside = hdf5_files(path)
     if not inside or any(rule.fits(Look(Path(path))) for rule in RULES if rule.kind == "folder"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connectors import files, patterns, places, registry
+from connectors import files, patterns, registry, urls
 from connectors.base import Listing
 from schemas.errors import SourceError, UsageError
 from schemas.jobs import IngestJob
@@ -113,7 +113,7 @@ def settings_of(job: IngestJob) -> str:
 
 def place_of(where: str) -> str:
     """Returns a local path in full, and anything else as it is."""
-    path = places.local_path(where)
+    path = urls.local_path(where)
     return os.path.abspath(path) if os.path.lexists(path) else where  # noqa: PTH100 - keeps links
 
 
@@ -158,7 +158,7 @@ def _opened(key: str, where: str, wanted: str | None, is_member: bool) -> Datase
 
 def _quick(where: str) -> str | None:
     """Returns a lone file's fingerprint as connectors make it, without opening it."""
-    path = Path(places.local_path(where))
+    path = Path(urls.local_path(where))
     return files.fingerprint(path.parent, [path]) if path.is_file() else None
 
 
@@ -178,7 +178,7 @@ def _as_listed(state: SourceState) -> Listing:
 
 def _written(where: str) -> float:
     """Returns when the newest file at a place was written, as `time.time()` tells."""
-    path = Path(places.local_path(where))
+    path = Path(urls.local_path(where))
     if not path.exists():
         raise UsageError(
             f"Expected local files with --lag, came {where}: when it was written is not known.",

@@ -15,7 +15,8 @@ import fsspec
 import numpy as np
 import pytest
 
-from connectors import places, registry
+from connectors import registry, urls
+from connectors import spool as copies
 from schemas.errors import (
     AccessDeniedError,
     DiskFullError,
@@ -50,7 +51,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A spool of this test's own."""
     monkeypatch.setenv("PENSTOCK_SPOOL", str(tmp_path / "spool"))
-    monkeypatch.setattr(places, "SPOOL", places.Spool())
+    monkeypatch.setattr(copies, "SPOOL", copies.Spool())
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # each test has a server of its own
     return tmp_path / "spool"
 
@@ -166,7 +167,7 @@ def test_files_that_change_are_told_by_their_state_and_refused_mid_way(
     other = write_hdf5(tmp_path / "other.hdf5", d4rl_arrays((3, 4)))
     memory.pipe("/sets/hopper.hdf5", Path(other).read_bytes())
     assert registry.source("d4rl").discover(url).fingerprint != first.fingerprint
-    monkeypatch.setattr(places, "SPOOL", places.Spool())  # another worker
+    monkeypatch.setattr(copies, "SPOOL", copies.Spool())  # another worker
     with pytest.raises(SourceError, match="changed while it was read"):
         list(registry.source("d4rl").read(first.units[0]))
 
@@ -203,7 +204,7 @@ def test_copies_that_nobody_reads_make_room(
     for name in "abc":
         memory.pipe(f"/{name}.hdf5", data)
     monkeypatch.setenv("PENSTOCK_SPOOL_BYTES", str(2 * len(data)))
-    with places.SPOOL.borrow("memory://a.hdf5") as (first, _):
+    with copies.SPOOL.borrow("memory://a.hdf5") as (first, _):
         registry.detect("memory://b.hdf5")
         registry.detect("memory://c.hdf5")
         assert Path(first).exists(), "a copy in use was dropped"
@@ -213,11 +214,12 @@ def test_copies_that_nobody_reads_make_room(
 def test_a_process_takes_its_copies_with_it(tmp_path: Path) -> None:
     d4rl_file(tmp_path)
     code = (
-        "import fsspec; from pathlib import Path; from connectors import places, registry\n"
+        "import fsspec; from pathlib import Path\n"
+        "from connectors import registry, spool as copies\n"
         f"fsspec.filesystem('memory').pipe('/a.hdf5', Path({str(tmp_path / 'made.hdf5')!r})"
         ".read_bytes())\n"
         "print(registry.detect('memory://a.hdf5'))\n"
-        "print(len(list(Path(places.SPOOL._folder()).rglob('*.hdf5'))))"
+        "print(len(list(Path(copies.SPOOL._folder()).rglob('*.hdf5'))))"
     )
     spool = tmp_path / "other"
     ran = subprocess.run(
@@ -257,13 +259,13 @@ def test_a_copy_that_breaks_off_leaves_nothing(
 def test_names_that_could_leave_their_folder_are_refused(name: str) -> None:
     info = {"size": 3}
     with pytest.raises(SourceError, match="could leave its folder"):
-        places._remote_file("memory://x", f"/x/{name}/b", f"{name}/b", info)
+        urls._remote_file("memory://x", f"/x/{name}/b", f"{name}/b", info)
 
 
 @pytest.mark.parametrize("size", [None, -1, "3", 2.5])
 def test_sizes_must_be_stated(size: object) -> None:
     with pytest.raises(SourceError, match="to be stated"):
-        places._remote_file("memory://x", "/x/a", "a", {"size": size})
+        urls._remote_file("memory://x", "/x/a", "a", {"size": size})
 
 
 @pytest.mark.parametrize(
