@@ -51,6 +51,14 @@ def scalar(value: Any) -> Scalar:
     return json.dumps(value)
 
 
+def json_or_text(value: str) -> Any:
+    """Returns what a JSON text holds, or the text itself where it is not JSON."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
 def _column_name(name: str, taken: Mapping[str, Scalar]) -> str:
     column = stored_name(name)
     while column in taken:

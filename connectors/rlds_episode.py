@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from connectors.facts import episode_facts
-from connectors.hdf5 import json_or_text
+from connectors.facts import episode_facts, json_or_text
 from connectors.rlds_example import split_example
 from connectors.rlds_features import STEPS
 from connectors.rlds_layout import Dataset, Shard

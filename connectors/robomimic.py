@@ -26,16 +26,9 @@ from typing import Any
 import numpy as np
 
 from connectors.base import Found, Listing, Unit
-from connectors.facts import episode_facts
+from connectors.facts import episode_facts, json_or_text
 from connectors.files import fingerprint
-from connectors.hdf5 import (
-    Hdf5Array,
-    Hdf5Group,
-    UnreadableError,
-    json_or_text,
-    open_hdf5,
-    rows_differ,
-)
+from connectors.hdf5 import Hdf5Array, Hdf5Group, UnreadableError, open_hdf5, rows_differ
 from connectors.next_rows import breaks, differing_rows
 from connectors.units import check_count, plan_units
 from schemas.episode import Episode, FinalObservation
