@@ -24,6 +24,8 @@ from learners.checkpoint import last_checkpoint, load_checkpoint, restore
 from learners.evaluate import Evaluation, evaluate
 from learners.files import write_whole
 from learners.finetune import FinetuneConfig, finetune
+from learners.rollout import SLOTS
+from learners.run import threads
 from learners.train import TrainConfig, train_seeds
 
 RESULTS = "results.json"
@@ -198,8 +200,7 @@ def _judged(
             name = f"{_slug(row)}-{_digest(_run_with(place, entry, reference))}-{seed}"
             run = _online(place, run, entry.online, name, seed)
         seconds = offline + time.process_time() - before
-        learner = restore(load_checkpoint(run), place.device)
-        judged = evaluate(learner, register(place.task.world), place.scale.evaluation_episodes)
+        judged = _evaluated(place, run)
         yield (
             seed,
             {
@@ -253,6 +254,19 @@ def _online(place: Place, run: Path, online: Mapping[str, Any], name: str, seed:
         )
     )
     return out
+
+
+def _evaluated(place: Place, run: Path) -> Evaluation:
+    """Judges a run's last checkpoint.
+
+    A simulator elsewhere takes longer to start than its episodes do, and copies of it do not move
+    at the same time: so there is one.
+    """
+    world = place.task.world
+    copies = 1 if "/" in world else SLOTS
+    learner = restore(load_checkpoint(run), place.device)
+    with threads(1):
+        return evaluate(learner, register(world), place.scale.evaluation_episodes, copies=copies)
 
 
 def _score(task: Task, judged: Evaluation) -> float:
