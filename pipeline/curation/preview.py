@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store.choose import choose
-from pipeline.store.reader import Selection
+from pipeline.store.selection import Selection
 from schemas import filter as filters
 from schemas.errors import UsageError, missing_extra
 from schemas.filter_ast import And

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from pipeline.curation import narrow
 from pipeline.store.choose import Unscored
-from pipeline.store.reader import Selection, Version
+from pipeline.store.reader import Version
+from pipeline.store.selection import Selection
 from pipeline.store.store import Store
 from schemas.errors import NotFoundError, UsageError
 from schemas.version import Derivation

@@ -15,7 +15,8 @@ from pipeline.service.bodies import Asked, read_json
 from pipeline.service.state import ControlState, in_thread, state_of
 from pipeline.service.versions import Name, RefText
 from pipeline.store import layout
-from pipeline.store.reader import Selection, Version
+from pipeline.store.reader import Version
+from pipeline.store.selection import Selection
 from schemas.errors import NameTakenError, UsageError
 
 Text = Annotated[str, Field(max_length=16384)]

@@ -1,6 +1,6 @@
-"""`Version`, one immutable state of a dataset, and `Selection`, some of its episodes.
+"""`Version`, one immutable state of a dataset.
 
-Both are thin: they hold a commit and hand questions on to functions that know how to answer them.
+It is thin: it holds a commit and hands questions on to functions that know how to answer them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from pipeline.store import arrays, derive, tables
 from pipeline.store.catalog import Catalog
 from pipeline.store.choose import Unscored, choose
-from pipeline.store.labels import commit_labels, label_table
+from pipeline.store.labels import commit_labels
 from pipeline.store.query import query
+from pipeline.store.selection import Selection
 from pipeline.store.step_arrays import REWARDS, StepArrays, commit_steps, step_arrays, with_steps
 from pipeline.store.views import Views
 from schemas.episode import Episode
@@ -118,6 +119,10 @@ class Version(Views):
     def store(self) -> Catalog:
         """The open store it belongs to."""
         return self._catalog
+
+    def at(self, commit: Commit) -> Version:
+        """Returns another version of the same store."""
+        return Version(self._catalog, commit)
 
     @property
     def specs(self) -> dict[str, DatasetSpec]:
@@ -225,7 +230,7 @@ class Version(Views):
         commit = commit_labels(
             self._catalog, target, labels, base=self._commit, message=said, how=how
         )
-        return Version(self._catalog, commit)
+        return self.at(commit)
 
     def annotate_steps(
         self,
@@ -257,7 +262,7 @@ class Version(Views):
         commit = commit_steps(
             self._catalog, target, name, values, base=self._commit, message=said, how=how
         )
-        return Version(self._catalog, commit)
+        return self.at(commit)
 
     def step_arrays(self) -> dict[str, StepArrays]:
         """Returns the arrays that `annotate_steps` added, by name and episode id."""
@@ -387,84 +392,3 @@ class Version(Views):
                 f"Expected the block {data_id} in {self.branch}:{self.number}, came none.",
                 where=self._catalog.url,
             ) from None
-
-
-class Selection:
-    """Some episodes of a version; committing it makes a version that shares all data."""
-
-    def __init__(
-        self,
-        version: Version,
-        mask: np.ndarray,
-        derivation: Derivation,
-        labels: pa.Table | None = None,
-    ) -> None:
-        """Args: the version, (episodes,) bool in its order, how they were chosen, new labels."""
-        self.version = version
-        self.mask = mask
-        self.labels = labels
-        self.derivation = derivation.model_copy(
-            update={"episodes_before": len(mask), "episodes_after": int(mask.sum())}
-        )
-
-    def __len__(self) -> int:
-        return int(self.mask.sum())
-
-    def __repr__(self) -> str:
-        return f"Selection({len(self):,} of {len(self.mask):,} episodes of {self.version!r})"
-
-    def episodes(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Returns the chosen episodes' rows."""
-        return self.version.episodes(columns=columns).filter(pa.array(self.mask))
-
-    def commit(self, branch: str, message: str | None = None) -> Version:
-        """Makes the selection the next version of a branch."""
-        catalog = self.version.store
-        table = tables.episode_table(catalog, self.version.commit).filter(pa.array(self.mask))
-        said = message or f"curate {self.version.branch}:{self.version.number}: {_said(self)}"
-        commit = derive.commit_selection(
-            catalog,
-            self.version.commit,
-            table,
-            self.derivation,
-            branch=branch,
-            message=said,
-            labels=self.labels,
-        )
-        return Version(catalog, commit)
-
-    def annotate(self, *, branch: str | None = None, message: str = "", **labels: Any) -> Version:
-        """Commits labels of the chosen episodes, as in `selection.annotate(success=True)`.
-
-        Args:
-            branch: where to; by default the version's own, whose head it must be.
-            message: one line for the log.
-            labels: each one value for all, or a sequence of one per chosen episode.
-
-        Raises:
-            UsageError: if a label takes the name of a column that labels may not take.
-        """
-        ids = self.episodes(columns=["episode_id"])["episode_id"].to_pylist()
-        table = label_table(ids, labels)
-        how = f"selection {_said(self)}"
-        return self.version.annotate(table, branch=branch, message=message, how=how)
-
-    def plot(self, x: str = "length", y: str = "episode_return") -> Any:
-        """Returns a matplotlib figure of two columns, chosen episodes against the rest."""
-        try:
-            from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
-        except ImportError:
-            raise missing_extra("plot", "matplotlib") from None
-        table = self.version.episodes(columns=[x, y])
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.add_subplot()
-        values = {name: np.asarray(table[name].to_numpy(), float) for name in (x, y)}
-        for label, mask, colour in (("left out", ~self.mask, "0.75"), ("kept", self.mask, "C0")):
-            axes.scatter(values[x][mask], values[y][mask], s=12, c=colour, label=label)
-        axes.set(xlabel=x, ylabel=y, title=f"{len(self):,} of {len(self.mask):,} episodes")
-        axes.legend()
-        return figure
-
-
-def _said(selection: Selection) -> str:
-    return selection.derivation.where or f"{len(selection)} episodes"

@@ -23,9 +23,10 @@ from pipeline.store.joining import Casting
 from pipeline.store.known import OnChange
 from pipeline.store.materialise import Materialised, materialise
 from pipeline.store.places import open_objects
-from pipeline.store.reader import EpisodeIndex, Selection, Version
+from pipeline.store.reader import EpisodeIndex, Version
 from pipeline.store.remote import RemoteObjects
 from pipeline.store.repair import Repaired, repair
+from pipeline.store.selection import Selection
 from pipeline.store.writer import rows_of
 from schemas.episode import Episode
 from schemas.errors import NotFoundError, UsageError, suggest

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.store.reader import Selection, Version
+from pipeline.store.reader import Version
+from pipeline.store.selection import Selection
 from pipeline.store.store import Store
 from schemas.errors import ConfigError, NotFoundError, OutOfTimeError
 from schemas.version import Derivation
