@@ -24,15 +24,14 @@ from pipeline.store.known import OnChange
 from pipeline.store.materialise import Materialised, materialise
 from pipeline.store.places import open_objects
 from pipeline.store.reader import EpisodeIndex, Version
+from pipeline.store.references import at_time, parse_ref, resolve
 from pipeline.store.remote import RemoteObjects
 from pipeline.store.repair import Repaired, repair
 from pipeline.store.selection import Selection
 from pipeline.store.writer import rows_of
 from schemas.episode import Episode
-from schemas.errors import NotFoundError, UsageError, suggest
-from schemas.version import Commit, Derivation, VersionRef
-
-MIN_ID_PREFIX = 8
+from schemas.errors import UsageError
+from schemas.version import Derivation, VersionRef
 
 
 class Store:
@@ -72,17 +71,17 @@ class Store:
             NotFoundError: naming the nearest branches and tags.
         """
         if isinstance(ref, dt.datetime):
-            return Version(self.catalog, self._at_time("main", ref))
-        return Version(self.catalog, self._resolve(ref))
+            return Version(self.catalog, at_time(self.catalog, "main", ref))
+        return Version(self.catalog, resolve(self.catalog, ref))
 
     def log(self, ref: str = "main") -> list[Version]:
         """Returns a version and its ancestors, newest first."""
-        head = self._resolve(ref)
+        head = resolve(self.catalog, ref)
         return [Version(self.catalog, commit) for commit in self.catalog.refs.history(head)]
 
     def diff(self, one: str, two: str) -> Changes:
         """Says which episodes came, left or were scored anew from one version to another."""
-        return diff(self.catalog, self._resolve(one), self._resolve(two))
+        return diff(self.catalog, resolve(self.catalog, one), resolve(self.catalog, two))
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -171,7 +170,7 @@ class Store:
 
     def tag(self, name: str, version: Version | str = "main") -> None:
         """Names a version for ever."""
-        commit = version.commit if isinstance(version, Version) else self._resolve(version)
+        commit = version.commit if isinstance(version, Version) else resolve(self.catalog, version)
         derive.create_tag(self.catalog, commit, name)
 
     def tags(self) -> dict[str, VersionRef]:
@@ -184,7 +183,7 @@ class Store:
 
     def branch(self, name: str, version: Version | str = "main") -> Version:
         """Makes a branch that starts at a version."""
-        commit = version.commit if isinstance(version, Version) else self._resolve(version)
+        commit = version.commit if isinstance(version, Version) else resolve(self.catalog, version)
         return Version(self.catalog, derive.create_branch(self.catalog, commit, name))
 
     def branches(self) -> dict[str, Version]:
@@ -198,7 +197,7 @@ class Store:
 
     def revert(self, ref: str) -> Version:
         """Makes the version a reference names the newest of its branch again."""
-        to = self._resolve(ref)
+        to = resolve(self.catalog, ref)
         return Version(self.catalog, derive.revert(self.catalog, to.branch, to))
 
     # -- to another store ----------------------------------------------------------------------
@@ -227,7 +226,7 @@ class Store:
             SpecMismatchError, NameTakenError: if episodes fit no spec of the branch, and the name
                 of theirs is taken there.
         """
-        version = self._resolve(ref)
+        version = resolve(self.catalog, ref)
         return copy_version(self.catalog, version, to.catalog, branch or version.branch, advance)
 
     # -- maintenance ---------------------------------------------------------------------------
@@ -274,7 +273,7 @@ class Store:
             LinkedSourceChangedError: if a source is not what it was; nothing is committed.
             LockHeldError: if another maintainer is at work.
         """
-        return materialise(self.catalog, self._resolve(ref), ref, branch, advance)
+        return materialise(self.catalog, resolve(self.catalog, ref), ref, branch, advance)
 
     def gc(
         self, grace: dt.timedelta = GRACE, *, dry_run: bool = False, erase: bool = False
@@ -302,66 +301,9 @@ class Store:
 
     def quarantine(self, ref: str = "main") -> pa.Table:
         """Returns the refused episodes that a version knows of."""
-        state = self.catalog.refs.state(self._resolve(ref))
+        state = self.catalog.refs.state(resolve(self.catalog, ref))
         listed = [self.catalog.parquet(file) for file in state.quarantine]
         return pa.concat_tables(listed) if listed else QUARANTINE_COLUMNS.empty_table()
-
-    # -- within --------------------------------------------------------------------------------
-
-    def _resolve(self, ref: str) -> Commit:
-        refs = self.catalog.refs
-        name, colon, number = ref.partition(":")
-        if colon:
-            if not (number.isascii() and number.isdigit()):
-                raise UsageError(f"Expected BRANCH:NUMBER, came {ref!r}.")
-            return refs.read(layout.check_name(name, "branch"), int(number))
-        if layout.is_name(ref):
-            head = refs.head(ref)
-            if head is not None and not head.closed:
-                return head
-            tagged = derive.read_tag(self.catalog, ref)
-            if tagged is not None:
-                return refs.read(tagged.branch, tagged.number)
-        found = self._by_id(ref.lower())
-        if found is not None:
-            return found
-        known = [*refs.branches(), *derive.tags(self.catalog)]
-        if not known and ref == "main":
-            raise NotFoundError(
-                "Expected a version, came a store without any; ingest something first.",
-                where=self.url,
-            )
-        raise NotFoundError(
-            f"Expected a branch, a tag, BRANCH:NUMBER or an id prefix of {MIN_ID_PREFIX} or more "
-            f"digits, came {ref!r}; {suggest(ref, known)}",
-            where=self.url,
-        )
-
-    def _by_id(self, prefix: str) -> Commit | None:
-        if len(prefix) < MIN_ID_PREFIX or not set(prefix) <= set("0123456789abcdef"):
-            return None
-        found: dict[str, Commit] = {}
-        for head in self.catalog.refs.heads().values():  # versions outlive a closed branch
-            for commit in self.catalog.refs.history(head):
-                if commit.id.startswith(prefix):
-                    found[commit.id] = commit
-        if len(found) > 1:
-            raise UsageError(f"Expected an unambiguous id, came {prefix!r} for {len(found)}.")
-        return next(iter(found.values()), None)
-
-    def _at_time(self, branch: str, when: dt.datetime) -> Commit:
-        when = when if when.tzinfo else when.astimezone()
-        head = self.catalog.refs.head(branch)
-        low, high = 0, head.number if head else 0
-        while low < high:  # commit times only grow along a branch
-            middle = (low + high + 1) // 2
-            early = self.catalog.refs.read(branch, middle).created_at <= when
-            low, high = (middle, high) if early else (low, middle - 1)
-        if not low:
-            raise NotFoundError(
-                f"Expected a version of {branch!r} at {when.isoformat()}, came none that old."
-            )
-        return self.catalog.refs.read(branch, low)
 
 
 def open_store(
@@ -391,14 +333,6 @@ def open_store(
     if single_writer and isinstance(objects, RemoteObjects):
         objects.writers()  # now, for workers that this process sends out may write first
     return store
-
-
-def parse_ref(text: str) -> tuple[str, str]:
-    """Splits `STORE@REF` into store and reference; the reference is `main` if left out."""
-    store, at, ref = text.rpartition("@")
-    if not at or "/" in ref:
-        return text, "main"
-    return store, ref or "main"
 
 
 def open_version(text: str) -> Version:
