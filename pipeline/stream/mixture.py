@@ -8,7 +8,7 @@ a resume.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.stream.carry import packed, packed_parts, unpacked_parts
 from pipeline.stream.counts import Counts, Mixed, interleave, own_rows, row_order
 from pipeline.stream.endless import STATE_FORMAT, Endless
 from pipeline.stream.loader import Stream
+from pipeline.stream.mixed import apart, of_streams, pairs
 from pipeline.stream.priorities import (
     AllGather,
     Priorities,
@@ -35,7 +36,7 @@ from pipeline.stream.shares import Anneal, Annealed, Shares, exact_weight, mixed
 from pipeline.stream.source import OpenVersion
 from pipeline.stream.words import describe_draw, describe_version
 from schemas.errors import ConfigError, UsageError
-from schemas.stream import StreamConfig, shortened
+from schemas.stream import StreamConfig
 from schemas.transforms import FieldStatistics
 
 _Gathered = tuple[list[OpenVersion], np.ndarray, Any]
@@ -76,19 +77,13 @@ class Mixture(Endless):
         anneal: Anneal | None = None,
         run: str | None = None,
     ) -> None:
-        sources = _pairs(sources)
-        flags = [k == 0 for k in range(len(sources))] if demonstration is None else demonstration
-        if len(flags) != len(sources):
-            raise ConfigError(
-                f"Expected one demonstration flag for each of {len(sources)} streams, came "
-                f"{list(flags)}."
-            )
-        members = list(_members(sources, flags))
+        sources = pairs(sources)
+        members = list(apart(sources, demonstration))
         self.streams = [stream for stream, _, _ in members]
         self._flags = [flag for _, _, flag in members]
         config = joint_config(self.streams, batch_size, seed)
         self._shares = mixed_shares(
-            [weight for _, weight, _ in members], batch_size, _plain(sources, anneal)
+            [weight for _, weight, _ in members], batch_size, of_streams(sources, anneal)
         )
         self._counts = Counts(self._shares, len(members))
         # The streams' own positions and histories stay theirs.
@@ -120,6 +115,16 @@ class Mixture(Endless):
     def transitions(self) -> list[int]:
         """Number of transitions of each source that the next batch is drawn from."""
         return [len(feed.at(self._step).index) for feed in self._feeds]
+
+    def parts(self) -> list[tuple[Stream, Fraction]]:
+        """Returns the streams with their weights in the next batch.
+
+        Raises:
+            ConfigError: where weights are annealed.
+        """
+        if isinstance(self._shares, Annealed):
+            raise ConfigError("Expected a mixture with still weights, came an annealed one.")
+        return list(zip(self.streams, self._counts.shares(self._step).weights, strict=True))
 
     def counts(self, step: int) -> list[int]:
         """Returns how many rows of each source a global batch holds."""
@@ -372,46 +377,3 @@ def _reopened(
 def _picked(rows: np.ndarray, ranges: Sequence[slice]) -> np.ndarray:
     """Some rows of each step, one step after the other."""
     return np.concatenate([rows[row, part] for row, part in enumerate(ranges)])
-
-
-def _plain(
-    sources: Sequence[tuple[Stream | Mixture, float | Fraction]], anneal: Anneal | None
-) -> Anneal | None:
-    """An anneal, of streams alone."""
-    if anneal is not None and any(isinstance(source, Mixture) for source, _ in sources):
-        raise ConfigError("Expected streams where weights are annealed, came a mixture; name its.")
-    return anneal
-
-
-def _pairs(sources: Any) -> list[tuple[Stream | Mixture, float | Fraction]]:
-    """What a mixture is made of, checked.
-
-    Raises:
-        UsageError: for anything but pairs of a stream and its weight.
-    """
-    is_one = isinstance(sources, Endless) or not isinstance(sources, Iterable)
-    pairs = [sources] if is_one else list(sources)
-    for pair in pairs:
-        is_pair = isinstance(pair, Sequence) and len(pair) == 2
-        if not is_pair or not isinstance(pair[0], Stream | Mixture):
-            raise UsageError(
-                f"Expected pairs of a stream and its weight, such as [(stream, 0.3), (other, "
-                f"0.7)], came {shortened(pair)}."
-            )
-    return pairs
-
-
-def _members(
-    sources: Sequence[tuple[Stream | Mixture, float | Fraction]], flags: Sequence[bool]
-) -> Iterator[tuple[Stream, Fraction, bool]]:
-    """Streams with weight and flag; a mixture's streams share its weight and take its flag."""
-    for (source, weight), flag in zip(sources, flags, strict=True):
-        outer = exact_weight(weight)
-        if isinstance(source, Mixture):
-            if isinstance(source._shares, Annealed):
-                raise ConfigError("Expected a mixture with still weights, came an annealed one.")
-            shares = source._counts.shares(source.step)
-            for stream, inner in zip(source.streams, shares.weights, strict=True):
-                yield stream, outer * inner, bool(flag)
-        else:
-            yield source, outer, bool(flag)
