@@ -23,7 +23,9 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
+from learners.base import Learner
 from learners.checkpoint import last_checkpoint, load_checkpoint, restore
+from learners.layout import laid_out
 from learners.policy import decode_policy
 from learners.rollout import Actor, Collection, Exploration, Facts, collect
 from learners.run import threads
@@ -34,6 +36,7 @@ from pipeline.service.client.control import ControlClient
 from pipeline.service.client.settings import ClientSettings
 from schemas.episode import Episode
 from schemas.errors import ConfigError, NotFoundError, OutOfTimeError, TransientError
+from schemas.spec import DatasetSpec
 
 logger = logging.getLogger(__name__)
 SCRIPTED = "scripted"
@@ -95,6 +98,8 @@ class Policy:
     actor: Actor
     name: str
     version: str | None
+    spec: DatasetSpec | None = None
+    """Of the data that it learned from, which its rollouts follow."""
 
 
 class Policies(Protocol):
@@ -142,7 +147,7 @@ class Published:
             return None
         learner, step = decode_policy(found.data, self._run)
         self._step = found.step
-        return Policy(learner, learner.name, f"{self._run}:{step}")
+        return _policy(learner, f"{self._run}:{step}")
 
 
 class Stoppable:
@@ -212,6 +217,10 @@ def act(
             return _Acting(config, client, stop, report).run(policies, policy)
 
 
+def _policy(learner: Learner, version: str) -> Policy:
+    return Policy(learner, learner.name, version, learner.normaliser.spec)
+
+
 def policies_for(config: ActingConfig, control: ControlClient) -> Policies:
     """Returns where an actor's policies come from.
 
@@ -229,7 +238,7 @@ def policies_for(config: ActingConfig, control: ControlClient) -> Policies:
     if folder.is_file() or (folder.is_dir() and last_checkpoint(folder) is not None):
         checkpoint = load_checkpoint(folder)
         run = str(checkpoint.document.get("run", "unnamed"))[:32]
-        return Fixed(Policy(restore(checkpoint), checkpoint.algo, f"{run}:{checkpoint.step}"))
+        return Fixed(_policy(restore(checkpoint), f"{run}:{checkpoint.step}"))
     return Published(control, config.policy)
 
 
@@ -292,7 +301,8 @@ class _Acting:
         namespace = f"{config.policy.rpartition('/')[2]}/{self._client.producer}"
         facts = Facts(namespace, policy=policy.name, policy_version=policy.version)
         self._begun += count
-        yield from collect(Stoppable(policy.actor, self._stop), plan, facts)
+        for episode in collect(Stoppable(policy.actor, self._stop), plan, facts):
+            yield episode if policy.spec is None else laid_out(episode, policy.spec)
 
     def _push(self, episode: Episode) -> None:
         episode = episode.replace(collected_at=dt.datetime.now(dt.UTC))

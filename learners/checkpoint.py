@@ -25,6 +25,7 @@ from learners.base import Learner, make_learner
 from learners.files import write_whole
 from learners.normaliser import Normaliser, Picture
 from schemas.errors import NotFoundError, UntrustedError
+from schemas.version import SpecDocument, dataset_spec, spec_document
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -88,6 +89,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
         "fields": list(normaliser.fields),
         "pictures": {one.name: list(one.shape) for one in normaliser.pictures},
         "choices": normaliser.choices,
+        **_said_of_spec(normaliser),
         "step": checkpoint.step,
         "sha256": _digest(tensors),
         "document": dict(checkpoint.document),
@@ -147,7 +149,7 @@ def decode_checkpoint(
     mean, scale, action_scale = (
         tensors[f"normaliser/{name}"].numpy() for name in ("mean", "scale", "action_scale")
     )
-    ranged = tensors.get("normaliser/action_range")
+    ranged, spec = tensors.get("normaliser/action_range"), document.get("spec")
     start = "learner/"
     return Checkpoint(
         algo=document["algo"],
@@ -160,11 +162,18 @@ def decode_checkpoint(
             tuple(Picture(n, tuple(shape)) for n, shape in document.get("pictures", {}).items()),
             document.get("choices"),
             action_range=None if ranged is None else ranged.numpy(),
+            spec=None if spec is None else dataset_spec(SpecDocument.model_validate(spec)),
         ),
         tensors={n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)},
         step=document["step"],
         document=document["document"],
     )
+
+
+def _said_of_spec(normaliser: Normaliser) -> dict[str, Any]:
+    if normaliser.spec is None:
+        return {}
+    return {"spec": spec_document(normaliser.spec).model_dump(mode="json")}
 
 
 def _listed(run: Path) -> list[Path]:

@@ -7,7 +7,7 @@ start and keeps the id in its checkpoints, so that a resumed run reads the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from learners.base import Batch
 from learners.environments import count_choices
+from learners.layout import is_choice
 from learners.normaliser import Normaliser, Picture, fit_normaliser
 from learners.ranks import ALONE, Ranks
 from learners.settings import NO_NEEDS, StreamNeeds
@@ -81,14 +82,16 @@ class Sampling:
     """Whether batches name their episodes."""
     ranks: Ranks = ALONE
     """The processes that share each batch."""
+    reads: tuple[str, ...] | None = None
+    """Full names of the observation fields that the learner takes in; None streams all of them."""
 
     @property
     def rows(self) -> int:
         """Rows of what one update takes."""
         return self.batch_size * self.needs.batches
 
-    def settings(self) -> dict[str, Any]:
-        """Returns all settings of a stream."""
+    def settings(self, version: Version) -> dict[str, Any]:
+        """Returns all settings of a stream of a version."""
         ranks = self.ranks
         found = {
             "batch_size": self.rows,
@@ -99,6 +102,7 @@ class Sampling:
             "sampler": self.sampler,
             "episode_ids": self.episode_ids,
             **({"rank": ranks.rank, "world_size": ranks.size} if ranks.size > 1 else {}),
+            "fields": fields_read(version, self.reads),
             **self.stream,
             **self.needs.stream(),
         }
@@ -137,16 +141,38 @@ def open_stream(
         packing: told, while the packed cache is filled, of the blocks done and to do.
         run: what stores call the run that reads it; None for one that is read again.
     """
-    settings, flags = sampling.settings(), demonstrations(len(pinned), sampling.needs)
+    versions, flags = [one.open() for one in pinned], demonstrations(len(pinned), sampling.needs)
     if len(pinned) == 1:
-        return Stream(pinned[0].open(), progress=packing, **settings, run=run)
+        only = versions[0]
+        return Stream(only, progress=packing, **sampling.settings(only), run=run)
+    streams = [Stream(one, progress=packing, **sampling.settings(one)) for one in versions]
     return Mixture(
-        [(Stream(one.open(), progress=packing, **settings), one.weight) for one in pinned],
+        [(stream, one.weight) for stream, one in zip(streams, pinned, strict=True)],
         batch_size=sampling.rows,
         seed=sampling.seed,
         demonstration=flags,
         run=run,
     )
+
+
+def fields_read(version: Version, reads: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Returns the fields of a version to stream; None where that is all of them.
+
+    Observations that nobody reads, pictures above all, are neither decoded nor kept nor gathered.
+
+    Args:
+        version: what is streamed.
+        reads: full names of the observation fields that are read; None for all.
+    """
+    if reads is None or len(version.specs) != 1:
+        return None
+    (spec,) = version.specs.values()
+    regular = [name for name, field in spec.fields.items() if field.is_regular]
+    wanted = [name for name in regular if name.split("/")[0] != "observations" or name in reads]
+    if len(wanted) == len(regular):
+        return None
+    added = [name for name in version.step_arrays() if name == "rewards"]
+    return tuple(sorted({*wanted, *added}))
 
 
 def demonstrations(sources: int, needs: StreamNeeds) -> list[bool]:
@@ -189,16 +215,12 @@ def open_growing(
         sampling: size, order and form of the batches.
         run: what stores call the run that reads it; None for one that is read again.
     """
-    settings = sampling.settings()
-    plain = {name: settings[name] for name in settings if name not in _OF_DEMONSTRATIONS}
-    if settings["sampler"] == "weighted":  # by a column that rollouts do not have
-        plain["sampler"] = "transition"
-        plain = _with_sampler_of_windows(plain)
-    streams = [Stream(one.open(), **settings) for one in offline]
+    versions = [one.open() for one in offline]
+    streams = [Stream(version, **sampling.settings(version)) for version in versions]
     grows = [growing.online]
     if growing.joins:
         grows.append(growing.successes or growing.online)
-    streams += [Stream(version, **plain) for version in grows]
+    streams += [Stream(version, **_of_rollouts(sampling.settings(version))) for version in grows]
     weights = growing_weights(offline, growing, [stream.transitions for stream in streams])
     joined = [True] * growing.joins
     return Mixture(
@@ -208,6 +230,14 @@ def open_growing(
         demonstration=[*demonstrations(len(offline), sampling.needs), False, *joined],
         run=run,
     )
+
+
+def _of_rollouts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that mean the demonstrations."""
+    plain = {name: settings[name] for name in settings if name not in _OF_DEMONSTRATIONS}
+    if settings["sampler"] == "weighted":  # by a column that rollouts do not have
+        plain["sampler"] = "transition"
+    return _with_sampler_of_windows(plain)
 
 
 def follow_growing(mixture: Mixture, offline: Sequence[Pinned], growing: Growing) -> None:
@@ -268,9 +298,10 @@ def fit(
     pictures = picture_fields(spec) if pixels else ()
     fields = float_fields(spec, pixels)
     choices = None
-    if has_discrete_actions(spec):
+    if is_choice(spec.fields.get("actions")):
         choices = 0 if environment is None else count_choices(environment)
-    return fit_normaliser(versions, fields, standardise, pictures, choices)
+    fitted = fit_normaliser(versions, fields, standardise, pictures, choices)
+    return replace(fitted, spec=spec)
 
 
 def only_spec(versions: Sequence[Version]) -> DatasetSpec:
@@ -334,13 +365,6 @@ def picture_fields(spec: DatasetSpec) -> tuple[Picture, ...]:
             f"Expected uint8 pictures among the observations for pixels=true, came [{spec}]."
         )
     return found
-
-
-def has_discrete_actions(spec: DatasetSpec) -> bool:
-    """Returns whether actions are one integer each."""
-    field = spec.fields.get("actions")
-    is_one = field is not None and field.shape in ((), (1,))
-    return is_one and field is not None and field.numpy_dtype.kind in "iu"
 
 
 def _with_sampler_of_windows(settings: dict[str, Any]) -> dict[str, Any]:

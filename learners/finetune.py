@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -37,6 +37,15 @@ from learners.data import (
     run_name,
 )
 from learners.evaluate import evaluate
+from learners.going_on import (
+    GoingOnConfig,
+    begun,
+    check_beginning,
+    folder_of,
+    sampled_as,
+    sampling_of,
+)
+from learners.layout import laid_out
 from learners.regret import Tally, tally_of
 from learners.rollout import Collection, Exploration, Facts, collect
 from learners.run import (
@@ -53,16 +62,15 @@ from learners.run import (
     write_config,
 )
 from learners.runlog import EVALUATIONS, METRICS, Table
-from learners.sampling import PLACES, check_stream, rows_of
-from learners.settings import Settings
+from learners.sampling import rows_of
 from learners.successes import growing_at_first, succeeded
 from pipeline.store.reader import Version
 from pipeline.store.store import Store, open_store
 from pipeline.stream.mixture import Mixture
 from schemas.episode import Episode
-from schemas.errors import ConfigError, NameTakenError, SpecMismatchError
+from schemas.errors import SpecMismatchError
 from schemas.packed import Rows, plain
-from schemas.spec import DatasetSpec
+from schemas.spec import DatasetSpec, differences
 
 ROLLOUT_SEED = 2_000_000
 """Seeds of rollouts start here, and a million further on for every seed of a run."""
@@ -85,57 +93,21 @@ FIXED = (
 """Settings that a resumed run must share with its beginning."""
 
 
-SAMPLED_AS_BEFORE = ("batch_size", "discount", "sampler", "stream")
-"""What fine-tuning takes over from the offline run's sampling."""
+class FinetuneConfig(GoingOnConfig):
+    """One online run that plays its rollouts itself, round after round."""
 
-
-class FinetuneConfig(Settings):
-    """One online run that begins where an offline run ended."""
-
-    run: str
-    """Folder of the offline run, or one of its checkpoint files."""
-    environment: str
-    """A registered Gymnasium name."""
     into: str
     """STORE that takes the rollouts."""
-    out: str | None = None
-    """Folder of this run; None takes `finetune` within the offline run's."""
     branch: str | None = None
     """Branch for the rollouts; None makes one named after this run."""
-    env_steps: int = Field(default=10_000, gt=0)
-    """Steps in the environment; the last episode is played to its end."""
-    offline_fraction: float = Field(default=0.5, ge=0, lt=1)
-    """Share of each batch that is drawn from the offline versions."""
     join_successes: bool = False
     """Let episodes that succeeded join the demonstrations: they are drawn among these, too."""
-    stream: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the streams that differ from the offline run's: where rows lie."""
-    updates_per_step: float = Field(default=1.0, gt=0)
-    """Updates for every environment step."""
     warmup_steps: int = Field(default=0, ge=0)
     """Environment steps before the first update; they earn no updates."""
     round_steps: int = Field(default=250, gt=0)
     """Steps after which whole episodes are committed, learned from and checkpointed."""
-    exploration: Literal["none", "gaussian", "policy"] = "policy"
-    """Noise on rollouts: none, of one scale, or the policy's own spread."""
-    noise: float = Field(default=1.0, ge=0)
-    """Standard deviation in the environment's units, or the factor on the policy's spread."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Hyperparameters that differ from the offline run's. The policy's rate stays constant."""
-    seed: int = Field(default=0, ge=0)
-    """Of rollouts and of the order of batches."""
-    device: str = "cpu"
-    """Where networks and batches live."""
-    threads: int = Field(default=1, gt=0)
-    """Torch's threads."""
     evaluate_every: int = Field(default=0, ge=0)
     """Environment steps between evaluations; 0 judges the last policy only."""
-    evaluate_episodes: int = Field(default=10, gt=0)
-    """Episodes of one evaluation."""
-    tensorboard: bool = False
-    """Write event files for TensorBoard beside the tables."""
-    resume: bool = False
-    """Go on from the last round, if there is one."""
 
 
 @dataclass
@@ -208,10 +180,7 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
 
 def out_folder(config: FinetuneConfig) -> Path:
     """Returns the folder of a fine-tuning run."""
-    if config.out is not None:
-        return Path(config.out)
-    run = Path(config.run)
-    return (run.parent.parent if run.is_file() else run) / "finetune"
+    return folder_of(config, "finetune")
 
 
 def _play(run: _Run, config: FinetuneConfig) -> float:
@@ -271,16 +240,19 @@ def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
 
 
 def cast(episode: Episode, spec: DatasetSpec) -> Episode:
-    """Returns a rollout in the dtypes of the data its policy was trained on.
+    """Returns a rollout in the names, shapes and dtypes of the data its policy was trained on.
 
     Raises:
-        SpecMismatchError: if names or shapes differ.
+        SpecMismatchError: if names or shapes differ in more than how the same thing is kept.
     """
+    episode = laid_out(episode, spec)
     shapes = {name: field.shape for name, field in spec.fields.items()}
     came = {name: field.shape for name, field in episode.spec.fields.items()}
     if shapes != came:
         raise SpecMismatchError(
-            f"Expected rollouts with the fields of the offline data [{spec}], came [{episode.spec}]"
+            f"Expected rollouts with the fields of the offline data [{spec}], came "
+            f"[{episode.spec}] ({differences(spec, episode.spec)}); curate or transform the data "
+            f"to what the environment gives."
         )
 
     def as_spec(name: str, rows: Rows) -> np.ndarray:
@@ -294,24 +266,9 @@ def cast(episode: Episode, spec: DatasetSpec) -> Episode:
 
 
 def _begin(config: FinetuneConfig, folder: Path) -> _Run:
-    if last_checkpoint(folder) is not None:
-        raise NameTakenError(
-            "Expected a folder without a run, came one that holds a run; "
-            "resume it or choose another folder.",
-            where=str(folder),
-        )
-    for name in config.stream:
-        if name not in PLACES:
-            raise ConfigError(
-                f"Expected settings that say where rows lie ({', '.join(PLACES)}), came {name!r}; "
-                f"which rows are drawn is taken over from the offline run.",
-                where=name,
-            )
-    base = load_checkpoint(Path(config.run))
-    run = uuid.uuid4().hex
-    changes = {**_constant_rate(base), **config.settings}
-    learner = restore(base, config.device, changes)
-    return _open(config, base.document, learner, run, base.step)
+    check_beginning(config, folder)
+    base, learner = begun(config)
+    return _open(config, base.document, learner, uuid.uuid4().hex, base.step)
 
 
 def _resume(config: FinetuneConfig, folder: Path) -> _Run:
@@ -336,33 +293,22 @@ def _resume(config: FinetuneConfig, folder: Path) -> _Run:
 
 
 def _open(
-    config: FinetuneConfig, begun: Mapping[str, Any], learner: Learner, run_id: str, first: int
+    config: FinetuneConfig, document: Mapping[str, Any], learner: Learner, run_id: str, first: int
 ) -> _Run:
     """Opens the data of a run that goes on from a checkpoint's document, offline or online."""
-    pinned = tuple(Pinned(**one) for one in begun["data"])
-    said = begun.get("sampling", begun["config"])
-    kept = {name: said[name] for name in SAMPLED_AS_BEFORE if name in said}
-    stream = {**kept.pop("stream", {}), **config.stream}
-    needs = learner.needs(learner.settings)
-    check_stream(stream, kept["sampler"], needs)
+    pinned = tuple(Pinned(**one) for one in document["data"])
     return _Run(
         id=run_id,
         learner=learner,
         offline=pinned,
         spec=only_spec([one.open() for one in pinned]),
-        sampling=Sampling(
-            **kept, stream=stream, needs=needs, seed=config.seed, device=config.device
-        ),
+        sampling=sampling_of(config, document, learner, episode_ids=False),
         store=open_store(config.into, create=True),
         branch=config.branch or f"rollouts-{run_id[:8]}",
         step=first,
         first_step=first,
         tally=Tally(config.environment),
     )
-
-
-def _constant_rate(base: Checkpoint) -> dict[str, Any]:
-    return {"policy_decay": 0} if "policy_decay" in base.settings else {}
 
 
 def _crossed(before: int, after: int, every: int) -> bool:
@@ -389,5 +335,5 @@ def _document(run: _Run, config: FinetuneConfig) -> dict[str, Any]:
         "inputs": run.learner.normaliser.document(),
         "data": [one.document() for one in run.offline],
         "branch": run.branch,
-        "sampling": {name: getattr(run.sampling, name) for name in SAMPLED_AS_BEFORE},
+        "sampling": sampled_as(run.sampling),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learners.normaliser import Normaliser, Picture
-from schemas.errors import SpecMismatchError
+from schemas.errors import SpecMismatchError, suggest
 from schemas.nesting import escape
 
 STEPWISE = (
@@ -104,7 +104,7 @@ def named_pictures(observations: Any, pictures: Sequence[Picture]) -> list[Tenso
     Raises:
         SpecMismatchError: if a field is not there, or of another shape or dtype.
     """
-    named = _named("observations", observations)
+    named = _as_fields(observations, [picture.name for picture in pictures], _is_picture)
     found = []
     for picture in pictures:
         given = None if picture.name not in named else torch.as_tensor(named[picture.name])
@@ -129,12 +129,13 @@ def join(observations: Any, fields: Sequence[str]) -> Tensor:
     Raises:
         SpecMismatchError: if a field is not there.
     """
-    named = _named("observations", observations)
+    named = _as_fields(observations, fields, _is_float)
     missing = [name for name in fields if name not in named]
     if missing:
         raise SpecMismatchError(
             f"Expected the observation fields {', '.join(fields)}, "
-            f"came {', '.join(named) or 'none'}; the learner was trained on other fields."
+            f"came {', '.join(named) or 'none'}; the learner was trained on other fields "
+            f"({missing[0]}: {suggest(missing[0], named)})."
         )
     parts = [_flat(named[name]) for name in fields]
     if not parts:  # all that is seen is pictures
@@ -187,6 +188,20 @@ def _named(root: str, value: Any) -> dict[str, Any]:
     return leaves
 
 
+def _as_fields(
+    observations: Any, fields: Sequence[str], is_kind: Callable[[Any], bool]
+) -> dict[str, Any]:
+    """The leaves of observations by full name; an unnamed one has that of the only field.
+
+    Formats name a single array in ways of their own; its size is checked later.
+    """
+    named = _named("observations", observations)
+    is_unnamed = set(named) == {"observations"} and len(fields) == 1
+    if is_unnamed and is_kind(named["observations"]):
+        return {fields[0]: named["observations"]}
+    return named
+
+
 def _at_step(value: Any, step: int) -> Any:
     if isinstance(value, Mapping):
         return {name: _at_step(child, step) for name, child in value.items()}
@@ -199,6 +214,10 @@ def _is_float(array: Any) -> bool:
     if isinstance(array, Tensor):
         return array.is_floating_point()
     return bool(np.asarray(array).dtype.kind == "f")
+
+
+def _is_picture(array: Any) -> bool:
+    return bool(torch.as_tensor(array).dtype == torch.uint8)
 
 
 def _flat(array: Any) -> Tensor:

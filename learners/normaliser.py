@@ -14,6 +14,7 @@ import numpy as np
 
 from schemas.errors import SpecMismatchError
 from schemas.packed import Rows, plain
+from schemas.spec import DatasetSpec
 
 EPSILON = 1e-3
 """Added to standard deviations, as TD3+BC does, so that constant dims stay finite."""
@@ -80,6 +81,8 @@ class Normaliser:
     arrays of numbers."""
     action_range: np.ndarray | None = None
     """(2, A) float32: smallest and largest action of the data; None where that was not kept."""
+    spec: DatasetSpec | None = None
+    """Of the data, which rollouts follow; None where that was not kept."""
 
     @property
     def action_low(self) -> np.ndarray:
@@ -90,6 +93,11 @@ class Normaliser:
     def action_high(self) -> np.ndarray:
         """(A,) float32: where they end."""
         return self.action_scale if self.action_range is None else self.action_range[1]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Full names of all observation fields that are taken in."""
+        return (*self.fields, *(one.name for one in self.pictures))
 
     @property
     def observation_dims(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -17,16 +17,20 @@ from learners.acting import patiently
 from learners.base import Learner
 from learners.checkpoint import (
     Checkpoint,
-    last_checkpoint,
     load_checkpoint,
     restore,
     snapshot,
 )
 from learners.data import Pinned, Sampling, open_growing, run_name
-from learners.finetune import SAMPLED_AS_BEFORE
+from learners.going_on import (
+    GoingOnConfig,
+    begun,
+    check_beginning,
+    folder_of,
+    sampled_as,
+    sampling_of,
+)
 from learners.run import check_same
-from learners.sampling import PLACES, check_stream
-from learners.settings import Settings
 from learners.successes import growing_at_first
 from pipeline.service.client.connecting import SCHEMES
 from pipeline.service.client.control import ControlClient
@@ -35,7 +39,7 @@ from pipeline.store.store import Store, open_store
 from pipeline.stream.limiter import SampleToInsertRatio
 from pipeline.stream.mixture import Mixture
 from pipeline.stream.online import Freshness, OnlineSource
-from schemas.errors import ConfigError, NameTakenError, NotFoundError, PenstockError
+from schemas.errors import ConfigError, NotFoundError, PenstockError
 
 FIXED = (
     *("run", "environment", "into", "offline_fraction", "updates_per_step", "warmup_steps"),
@@ -44,28 +48,16 @@ FIXED = (
 """Settings that a resumed run must share with its beginning."""
 
 
-class OnlineConfig(Settings):
-    """One online run that begins where an offline run ended."""
+class OnlineConfig(GoingOnConfig):
+    """One online run beside a service, for which actors play, here or elsewhere."""
 
-    run: str
-    """Folder of the offline run, or one of its checkpoint files."""
-    environment: str
-    """A registered Gymnasium name, for the actors and to judge the policy."""
     service: str
     """Address of either port."""
     into: str | None = None
     """The service's STORE as it is reached from here; None looks among the offline run's, and then
     reads it through the service."""
-    out: str | None = None
-    """Folder of this run; None takes `online` within the offline run's."""
     name: str | None = None
     """Under which policies are published and references kept; None makes one."""
-    env_steps: int = Field(default=10_000, gt=0)
-    """Steps of rollouts, those of the warm-up included."""
-    offline_fraction: float = Field(default=0.5, ge=0, lt=1)
-    """Share of each batch that is drawn from the offline versions."""
-    updates_per_step: float = Field(default=1.0, gt=0)
-    """Updates for each step of rollouts beyond the warm-up."""
     warmup_steps: int = Field(default=500, gt=0)
     """Steps of rollouts before the first update."""
     ahead_steps: int = Field(default=1000, gt=0)
@@ -83,31 +75,11 @@ class OnlineConfig(Settings):
     starve_seconds: float = Field(default=120.0, gt=0)
     """How long to wait for the service at the beginning, and without one more step of rollouts."""
     actors: int = Field(default=1, ge=0)
-    """Processes that play on this machine; 0 where others do."""
-    exploration: Literal["none", "gaussian", "policy"] = "policy"
-    """Of these actors."""
-    noise: float = Field(default=1.0, ge=0)
-    """Standard deviation in the environment's units, or the factor on the policy's spread."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Hyperparameters that differ from the offline run's. The policy's rate stays constant."""
-    stream: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the streams that differ from the offline run's: where rows lie."""
-    seed: int = Field(default=0, ge=0)
-    """Of the order of batches, and of the actors here."""
-    device: str = "cpu"
-    """Where networks and batches live."""
-    threads: int = Field(default=1, gt=0)
-    """Torch's threads."""
+    """Processes that play on this machine, with this run's exploration; 0 where others do."""
     log_every: int = Field(default=200, gt=0)
     """Updates between rows of `metrics.csv`."""
     log_rows: bool = False
     """Keep in `rows.csv` which rows each batch had."""
-    tensorboard: bool = False
-    """Write event files for TensorBoard beside the tables."""
-    evaluate_episodes: int = Field(default=10, gt=0)
-    """Episodes of the evaluation at the end."""
-    resume: bool = False
-    """Go on from the last checkpoint, if there is one."""
 
 
 @dataclass
@@ -140,10 +112,7 @@ class OnlineRun:
 
 def online_folder(config: OnlineConfig) -> Path:
     """Returns the folder of an online run."""
-    if config.out is not None:
-        return Path(config.out)
-    run = Path(config.run)
-    return (run.parent.parent if run.is_file() else run) / "online"
+    return folder_of(config, "online")
 
 
 def begin(config: OnlineConfig, folder: Path, control: ControlClient) -> OnlineRun:
@@ -155,27 +124,13 @@ def begin(config: OnlineConfig, folder: Path, control: ControlClient) -> OnlineR
         NotFoundError: if the store of the service is not within reach.
         OutOfTimeError: if the service does not answer.
     """
-    if last_checkpoint(folder) is not None:
-        raise NameTakenError(
-            "Expected a folder without a run, came one that holds a run; resume it or choose "
-            "another folder.",
-            where=str(folder),
-        )
-    for name in config.stream:
-        if name not in PLACES:
-            raise ConfigError(
-                f"Expected settings that say where rows lie ({', '.join(PLACES)}), came {name!r}; "
-                f"which rows are drawn is taken over from the offline run.",
-                where=name,
-            )
+    check_beginning(config, folder)
     if config.env_steps <= config.warmup_steps:
         raise ConfigError(
             f"Expected more steps than the warm-up has, came env_steps {config.env_steps} and "
             f"warmup_steps {config.warmup_steps}."
         )
-    base = load_checkpoint(Path(config.run))
-    rate = {"policy_decay": 0} if "policy_decay" in base.settings else {}
-    learner = restore(base, config.device, {**rate, **config.settings})
+    base, learner = begun(config)
     run = uuid.uuid4().hex
     name = config.name or run_name(learner.name, run)
     return _open(config, control, learner, base.document, (run, name, base.step))
@@ -210,23 +165,11 @@ def _open(
     config: OnlineConfig,
     control: ControlClient,
     learner: Learner,
-    begun: Mapping[str, Any],
+    document: Mapping[str, Any],
     named: tuple[str, str, int],
 ) -> OnlineRun:
-    pinned = tuple(Pinned(**one) for one in begun["data"])
-    said = begun.get("sampling", begun["config"])
-    kept = {name: said[name] for name in SAMPLED_AS_BEFORE if name in said}
-    stream = {**kept.pop("stream", {}), **config.stream}
-    needs = learner.needs(learner.settings)
-    check_stream(stream, kept["sampler"], needs)
-    sampling = Sampling(
-        **kept,
-        stream=stream,
-        needs=needs,
-        seed=config.seed,
-        device=config.device,
-        episode_ids=config.log_rows,
-    )
+    pinned = tuple(Pinned(**one) for one in document["data"])
+    sampling = sampling_of(config, document, learner, episode_ids=config.log_rows)
     run, name, first = named
     status = patiently(control.status, config.starve_seconds, threading.Event())
     assert status is not None, "nobody says to stop"
@@ -301,5 +244,5 @@ def document_of(run: OnlineRun, config: OnlineConfig) -> dict[str, Any]:
         "inputs": run.learner.normaliser.document(),
         "data": [one.document() for one in run.offline],
         "branch": run.source.branch,
-        "sampling": {name: getattr(run.sampling, name) for name in SAMPLED_AS_BEFORE},
+        "sampling": sampled_as(run.sampling),
     }

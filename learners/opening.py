@@ -219,7 +219,8 @@ def _open(
     kept = None if checkpoint is None else checkpoint.document
     run: str = ranks.told(uuid.uuid4().hex) if kept is None else kept["run"]
     name = run_name(config.algo, run)
-    stream = open_stream(common.pinned, _sampling(config, ranks), _packing(report), name)
+    sampling = _sampling(config, ranks, common.normaliser)
+    stream = open_stream(common.pinned, sampling, _packing(report), name)
     if checkpoint is None or kept is None:
         return Run(config, run, stream, common, 0)
     stream.load_state_dict(kept["stream"])
@@ -260,7 +261,7 @@ def _with_the_runs(config: TrainConfig) -> dict[str, Any]:
     return settings
 
 
-def _sampling(config: TrainConfig, ranks: Ranks) -> Sampling:
+def _sampling(config: TrainConfig, ranks: Ranks, normaliser: Normaliser) -> Sampling:
     return Sampling(
         batch_size=config.batch_size,
         seed=config.seed,
@@ -270,4 +271,5 @@ def _sampling(config: TrainConfig, ranks: Ranks) -> Sampling:
         stream=config.stream,
         needs=needs_of(config),
         ranks=ranks,
+        reads=normaliser.reads,
     )
