@@ -22,27 +22,58 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return batches[0] if len(batches) == 1 else _together(_one_after_another, batches)
 
 
+STAGED_BYTES = 256 << 20
+"""Device memory for batches that wait there; those of numbers need a hundredth, pictures all."""
+
+
+def held_at_once(size: int, most: int, budget: int = STAGED_BYTES) -> int:
+    """Returns how many batches of so many bytes are held: at most some, within a budget, one."""
+    return max(1, min(most, budget // max(size, 1)))
+
+
+def byte_count(batch: Any) -> int:
+    """Returns the bytes of all tensors of a batch."""
+    sizes: list[int] = []
+
+    def count(values: Sequence[Tensor]) -> Tensor:
+        sizes.append(values[0].numel() * values[0].element_size())
+        return values[0]
+
+    _together(count, [batch])
+    return sum(sizes)
+
+
 class Staged:
     """Batches to come, copied to places that stay: what was captured of a step finds them there.
 
     Args:
-        capacity: batches that are held at once.
+        most: batches that are held at once, where they are small.
+        budget: bytes that they may have together; one batch is held however large it is.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, most: int, budget: int = STAGED_BYTES) -> None:
+        self._most, self._budget = most, budget
+        self.capacity = 0
+        """Batches that are held at once; known from the first batch on."""
         self._held: Any = None  # (capacity, K B, ...) of each field
         self._at: Tensor | None = None  # (1,) int64, which is the next one
 
-    def fill(self, streams: Streams, count: int) -> None:
-        """Draws the next batches of all agents, up to `capacity`, and begins with the first."""
-        drawn = [joined([next(stream) for stream in streams]) for _ in range(count)]
+    def fill(self, streams: Streams, wanted: int) -> int:
+        """Draws the next batches of all agents, as many as are wanted and find room.
+
+        The first of them is the next; returns how many there are.
+        """
+        drawn = [joined([next(stream) for stream in streams])]
         if self._held is None or self._at is None:
-            self._held = _together(self._room, drawn[:1])
+            self.capacity = held_at_once(byte_count(drawn[0]), self._most, self._budget)
+            self._held = _together(self._room, drawn)
             place = _leaf(self._held).device
             self._at = torch.zeros(1, dtype=torch.int64, device=place)
+        count = min(self.capacity, wanted)
+        drawn += [joined([next(stream) for stream in streams]) for _ in range(count - 1)]
         self._at.zero_()
         _fill(self._held, drawn)
+        return count
 
     def current(self) -> Batch:
         """Returns the batch whose turn it is, without asking the device which one that is."""

@@ -27,7 +27,7 @@ from schemas.errors import ConfigError
 
 Compile = Literal["none", "step", "graph"]
 STAGED = 64
-"""Batches that wait on the device for a captured step."""
+"""Batches that wait on the device for a captured step; fewer where `STAGED_BYTES` are too few."""
 WARM = 3
 """Updates of each phase before it is captured: libraries make their work space in them."""
 
@@ -138,10 +138,11 @@ class Captured:
         self._stream.wait_stream(outer)
         losses: Mapping[str, Tensor] = {}
         with torch.cuda.stream(self._stream):
-            for done in range(count):
-                if done % STAGED == 0:
-                    self._staged.fill(streams, min(STAGED, count - done))
-                losses = self._update()
+            while count:
+                staged = self._staged.fill(streams, count)
+                for _ in range(staged):
+                    losses = self._update()
+                count -= staged
         outer.wait_stream(self._stream)
         return losses
 

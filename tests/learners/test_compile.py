@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learners.base import Batch, Learner, make_learner
-from learners.batches import Staged
+from learners.batches import STAGED_BYTES, Staged, byte_count, held_at_once
 from learners.checkpoint import load_checkpoint
 from learners.engine import STAGED, Compile, Compiled, engine
 from learners.normaliser import Normaliser
@@ -130,8 +130,8 @@ def test_staged_batches_are_the_next_ones_of_all_agents() -> None:
     seeds, staged = (1, 2), Staged(4)
     streams = [_batches(seed, "iql") for seed in seeds]
     alone = [_batches(seed, "iql") for seed in seeds]
-    for count in (4, 1, 3):
-        staged.fill(streams, count)
+    for wanted, count in ((4, 4), (1, 1), (3, 3), (9, 4)):
+        assert staged.fill(streams, wanted) == count
         for _ in range(count):
             batch = staged.current()
             staged.advance()
@@ -139,6 +139,22 @@ def test_staged_batches_are_the_next_ones_of_all_agents() -> None:
             for name in expected[0]:
                 whole = torch.cat([one[name] for one in expected])
                 assert torch.equal(batch[name], whole), name
+
+
+def test_large_batches_are_staged_by_fewer() -> None:
+    rows_of_pictures = 256 * 2 * 84 * 84 * 9  # observations and the next ones, of three frames
+    assert held_at_once(30_000, STAGED) == STAGED
+    assert held_at_once(rows_of_pictures, STAGED) == STAGED_BYTES // rows_of_pictures == 8
+    assert held_at_once(2 * STAGED_BYTES, STAGED) == 1
+    batch = {"observations": {"camera": torch.zeros(5, 4, dtype=torch.uint8)}, "ids": ["a"]}
+    assert byte_count({**batch, "rewards": torch.zeros(5)}) == 20 + 20
+    size = byte_count(next(_batches(1, "iql")))
+    staged, stream, alone = Staged(64, 3 * size), _batches(1, "iql"), _batches(1, "iql")
+    for wanted, count in ((7, 3), (4, 3), (1, 1)):
+        assert staged.fill([stream], wanted) == count
+        for _ in range(count):
+            assert torch.equal(staged.current()["rewards"], next(alone)["rewards"])
+            staged.advance()
 
 
 # -- on a GPU --------------------------------------------------------------------------------------
