@@ -6,16 +6,18 @@ bounded, because it may come from anybody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from schemas.arrow import episode_from_table, episode_to_table
+from schemas.arrow import FACTS_KEY, episode_from_table, episode_to_table
 from schemas.document import DataFile, Document
 from schemas.episode import Episode
-from schemas.errors import EpisodeError, UsageError
-from schemas.rollouts import EpisodeId
+from schemas.errors import EpisodeError, PutError, TooLargeError, UsageError
+from schemas.puts import PutLimits, check_rows, episode_of, plain_layout
+from schemas.rollouts import EpisodeFacts, EpisodeId
 
 TICKET_BYTES = 1 << 16
 """The longest document that is read."""
@@ -36,6 +38,8 @@ VERSIONS = pa.schema(
         "message": pa.utf8(),
     }
 )
+_END_OF_STREAM = b"\xff\xff\xff\xff" + bytes(4)
+"""How an Arrow IPC stream ends."""
 _REF = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}(:[0-9]{1,12})?\z"
 Ref = Annotated[str, Field(pattern=_REF)]
 Offset = Annotated[int, Field(ge=-1, lt=2**63)]
@@ -92,16 +96,28 @@ class PullStream(_Said):
     """How a stream of small pulls begins: the command of its descriptor.
 
     Then each message of the client is a ticket, `tail` that does not follow or `episodes`, and is
-    answered by batches and one message with `Answered` and no batch.
+    answered by messages with `Answered`, each with a batch, but for one that tells of an error.
     """
 
     answers: Literal["episodes", "objects"] = "episodes"
     """What answers are made of: `EPISODES`, or `FILES` for the tickets `object` and `names`."""
 
 
-class Answered(_Said):
-    """The end of one answer of a stream of pulls; the stream goes on."""
+class Place(_Said):
+    """Where the log stands: goes with every message of a tail."""
 
+    server: str
+    through: int
+    """Every episode whose end has this offset or a smaller one was sent, or is older than asked."""
+
+
+class Answered(_Said):
+    """What goes with each message of an answer on a stream of pulls."""
+
+    is_over: bool = True
+    """True for the answer's last message; the stream goes on."""
+    place: Place | None = None
+    """In the answer to a tail."""
     error: Fault | None = None
     """Why there is no more of it."""
 
@@ -150,14 +166,6 @@ class VersionsTicket(_Said):
     type: Literal["versions"] = "versions"
     ref: Ref = "main"
     limit: int = Field(default=50, ge=1, le=10_000)
-
-
-class Place(_Said):
-    """Where the log stands: goes with every message of a tail."""
-
-    server: str
-    through: int
-    """Every episode whose end has this offset or a smaller one was sent, or is older than asked."""
 
 
 Key = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -238,6 +246,12 @@ def _refusal(what: str, error: ValidationError) -> UsageError:
 # -- episodes ----------------------------------------------------------------------------------
 
 
+class _NamedFacts(EpisodeFacts):
+    """An episode's facts as its stream says them."""
+
+    episode_id: EpisodeId
+
+
 def encode_episode(episode: Episode) -> pa.Buffer:
     """Returns an episode as an Arrow IPC stream."""
     table = episode_to_table(episode)
@@ -245,6 +259,19 @@ def encode_episode(episode: Episode) -> pa.Buffer:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
+
+
+def encode_puts(episode_id: str, facts: EpisodeFacts, puts: Sequence[pa.RecordBatch]) -> pa.Buffer:
+    """Returns an episode as an Arrow IPC stream, from the checked rows of all its puts.
+
+    The rows are sent as they came; no episode is made of them.
+    """
+    named = _NamedFacts.model_construct(episode_id=episode_id, **facts.__dict__)
+    schema = puts[0].schema
+    metadata = {**schema.metadata, FACTS_KEY: named.model_dump_json().encode()}
+    schema = schema.with_metadata(metadata)
+    pieces = [schema.serialize(), *[rows.serialize() for rows in puts], _END_OF_STREAM]
+    return pa.py_buffer(b"".join(pieces))
 
 
 def decode_episode(data: pa.Buffer) -> Episode:
@@ -255,9 +282,30 @@ def decode_episode(data: pa.Buffer) -> Episode:
     """
     try:
         with pa.ipc.open_stream(data) as reader:
-            table = reader.read_all()
+            schema, batches = reader.schema, list(reader)
     except (pa.ArrowException, OSError) as error:
         raise EpisodeError(
             f"Expected an episode as an Arrow stream, came {str(error)[:200]}.", code="unreadable"
         ) from None
-    return episode_from_table(table)
+    try:
+        made = _as_sent(batches[0]) if len(batches) == 1 else None
+        return made or episode_from_table(pa.Table.from_batches(batches, schema))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EpisodeError(
+            "Expected an Arrow stream with the metadata of an episode, came one with others.",
+            code="unreadable",
+        ) from error
+
+
+def _as_sent(rows: pa.RecordBatch) -> Episode | None:
+    """Returns the episode that rows make which could have been sent as a put; None for others."""
+    metadata = rows.schema.metadata or {}
+    try:
+        layout = plain_layout(rows.schema)
+        named = _NamedFacts.model_validate_json(metadata.get(FACTS_KEY, b""))
+        if layout is None:
+            return None
+        check_rows(rows, layout, PutLimits())
+    except (PutError, TooLargeError, ValidationError):
+        return None
+    return episode_of(named.episode_id, layout, named, [rows])

@@ -194,6 +194,17 @@ def check_schema(schema: pa.Schema, limits: PutLimits) -> RowLayout:
     return layout
 
 
+def plain_layout(schema: pa.Schema) -> RowLayout | None:
+    """Returns the layout of rows that become an episode by a plan; None for any others.
+
+    Raises:
+        PutError: if the schema states no layout that a put may have.
+    """
+    text = (schema.metadata or {}).get(LAYOUT_KEY, b"")
+    plan = _plan(text)
+    return plan.layout if plan.is_plain and _schema(text).equals(schema) else None
+
+
 @functools.lru_cache(maxsize=64)
 def _schema(text: bytes) -> pa.Schema:
     """Returns the schema of a layout whose rows are not too large."""

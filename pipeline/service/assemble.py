@@ -203,14 +203,23 @@ class Episodes:
         self.ended_bytes += ended.bytes
         return ended
 
-    def waiting(self, durable: int) -> list[Ended]:
+    def waiting(self, durable: int, after: int = -1) -> list[Ended]:
         """Returns the ended episodes that are durable, in the order of their ends.
 
         Args:
             durable: records of smaller offsets are. It is read once: to ask one record after the
                 other while the log goes on could skip one and take a later one.
+            after: only those whose end has a larger offset; the others are not even looked at.
         """
-        return [ended for ended in self.ended.values() if ended.offset < durable]
+        found = []
+        for ended in reversed(self.ended.values()):
+            offset = ended.offset
+            if offset <= after:
+                break
+            if offset < durable:
+                found.append(ended)
+        found.reverse()
+        return found
 
     def seal(self, through: int) -> None:
         """Forgets the episodes that ended at an offset or before it: the store has them."""

@@ -90,7 +90,8 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
 
             def counted() -> Iterator[Any]:
                 with self._state.quotas.stream(token):
-                    yield from messages
+                    for batch, place in messages:
+                        yield batch, b"" if place is None else place.encoded()
 
             return fl.GeneratorStream(schema, told_all(counted()))
 
@@ -181,7 +182,7 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
             return FILES, flight_objects.messages(state, ticket)
         assert isinstance(ticket, VersionsTicket)
         table = flight_pull.versions(state, ticket)
-        return table.schema, iter([(batch, b"") for batch in table.to_batches()])
+        return table.schema, iter([(batch, None) for batch in table.to_batches()])
 
     def _endpoint(self, version: Any, block: Any) -> Any:
         found = flight_pull.files_of(version, block)

@@ -1,8 +1,8 @@
 """Small pulls over one stream: to begin a stream takes longer than most answers do.
 
-Each ticket is answered by batches, the last message of an answer has none. What goes wrong with one
-is told in its end, and the stream goes on; only one whose token was revoked, or whose service is
-about to end, does not.
+Each ticket is answered by batches, of which the last one says that it is. What goes wrong with one
+is told in a message without a batch, and the stream goes on; only one whose token was revoked, or
+whose service is about to end, does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from schemas.pulls import (
     FILES,
     Answered,
     EpisodesTicket,
-    Fault,
     NamesTicket,
     ObjectTicket,
     PullStream,
@@ -57,32 +56,36 @@ def answer(
     for ticket in _tickets(reader):
         caller.check_again()
         found = _objects(state, ticket) if has_objects else _episodes(state, streams, ticket)
-        answers = _Answers(found)
-        for batch, said in answers:
-            writer.write_with_metadata(batch, said)
-        writer.write_metadata(Answered(error=answers.fault).encoded())
+        for batch, said in _answers(found):
+            if batch is None:
+                writer.write_metadata(said.encoded())
+            else:
+                writer.write_with_metadata(batch, said.encoded())
         if streams.is_draining:
             return
 
 
-class _Answers:
-    """The messages of an answer; what goes wrong while they are made ends it."""
+def _answers(messages: flight_pull.Messages) -> Iterator[tuple[pa.RecordBatch | None, Answered]]:
+    """Yields the messages of an answer; what goes wrong while they are made ends it.
 
-    def __init__(self, messages: flight_pull.Messages) -> None:
-        self._messages = messages
-        self.fault: Fault | None = None
-        """There if they ended by it."""
-
-    def __iter__(self) -> Iterator[tuple[pa.RecordBatch, bytes]]:
-        while True:
-            try:
-                message = next(self._messages)
-            except StopIteration:
-                return
-            except Exception as error:  # of ours or not: none may tell the client more
-                self.fault = fault_of(error)
-                return
-            yield message
+    Each is sent once the next one is there, so that the last one can say that it is the last: the
+    client would wait for one more, and each may wait for its turn while the service seals.
+    """
+    before, place = None, None
+    while True:
+        try:
+            following = next(messages, None)
+        except Exception as error:  # of ours or not: none may tell the client more
+            if before is not None:
+                yield before, Answered(is_over=False, place=place)
+            yield None, Answered(error=fault_of(error))
+            return
+        if following is None:
+            yield before, Answered(place=place)
+            return
+        if before is not None:
+            yield before, Answered(is_over=False, place=place)
+        before, place = following
 
 
 def _objects(state: ControlState, data: bytes) -> flight_pull.Messages:

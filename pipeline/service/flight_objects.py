@@ -33,7 +33,7 @@ def messages(state: ControlState, ticket: ObjectTicket | NamesTicket) -> Message
     objects = state.store.catalog.objects
     if isinstance(ticket, NamesTicket):
         for name in objects.names(_checked(ticket.prefix)):
-            yield piece_of(name, b""), b""
+            yield piece_of(name, b""), None
         return
     key = _checked(ticket.key)
     try:
@@ -51,7 +51,7 @@ def messages(state: ControlState, ticket: ObjectTicket | NamesTicket) -> Message
     for at in range(0, max(len(data), 1), PIECE_BYTES):
         piece = memoryview(data)[at : at + PIECE_BYTES]
         state.metrics.pull_bytes.inc(len(piece))
-        yield piece_of("", piece), b""
+        yield piece_of("", piece), None
 
 
 def _checked(key: str) -> str:

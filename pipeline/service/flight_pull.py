@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.service.flight_put import Streams
 from pipeline.service.recent import sealed_since
 from pipeline.service.seal import sealed_in
 from pipeline.service.state import ControlState
+from pipeline.service.tail import Tail
 from pipeline.store.reader import Version
 from schemas.document import DataFile
 from schemas.episode import Episode
@@ -39,7 +40,10 @@ REMEMBERED = 100_000
 """Ids that a stream of the tail remembers, so that it sends none twice."""
 _LOOK_SECONDS = 0.5
 
-Messages = Iterator[tuple[pa.RecordBatch, bytes]]
+_NO_EPISODES = pa.RecordBatch.from_pylist([], EPISODES)
+
+Messages = Iterator[tuple[pa.RecordBatch, Place | None]]
+"""Batches, and where the log stands if they are of its tail."""
 
 
 def tail(state: ControlState, streams: Streams, ticket: TailTicket) -> Messages:
@@ -58,13 +62,13 @@ def tail(state: ControlState, streams: Streams, ticket: TailTicket) -> Messages:
         )
     if ticket.min_offset is not None:
         log.wait_durable(ticket.min_offset, ticket.wait_seconds)
-    sent: OrderedDict[str, None] = OrderedDict()
+    sent = _Sent()
     after, until = _begin(state, ticket), time.monotonic() + ticket.wait_seconds
     while True:
         through = after
         for batch, through in _tail_once(state, after, sent):
             state.metrics.pull_bytes.inc(batch.nbytes)
-            yield batch, Place(server=log.server, through=through).encoded()
+            yield batch, Place(server=log.server, through=through)
             if batch.num_rows:
                 until = time.monotonic() + ticket.wait_seconds
         after = max(after, through)
@@ -88,29 +92,43 @@ def _begin(state: ControlState, ticket: TailTicket) -> int:
 
 
 def _tail_once(
-    state: ControlState, after: int, sent: OrderedDict[str, None]
+    state: ControlState, after: int, sent: _Sent
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Yields what the log has after an offset, with the offset through which it has come then."""
     log = state.log
     with log.tail(after) as found:
-        if found.version is not None and found.sealed > after:
-            older = sealed_since(state.store, found.version, log.server, after)
-            for batch, offset in _batches(_unsent(older, sent)):
-                yield batch, min(offset, found.through)
-        for batch, offset in _batches(_unsent(found.episodes(), sent)):
-            yield batch, offset
-        yield pa.RecordBatch.from_pylist([], EPISODES), found.through
+        last, through = _NO_EPISODES, after
+        for batch, offset in _batches(_found(state, found, after, sent)):
+            if last.num_rows:
+                yield last, through
+            last, through = batch, min(offset, found.through)
+        yield last, found.through
 
 
-def _unsent(
-    episodes: Iterable[tuple[int, Episode]], sent: OrderedDict[str, None]
-) -> Iterator[tuple[int, Episode]]:
-    for offset, episode in episodes:
-        if episode.episode_id in sent:
-            continue
-        sent[episode.episode_id] = None
-        if len(sent) > REMEMBERED:
-            sent.popitem(last=False)
-        yield offset, episode
+def _found(
+    state: ControlState, found: Tail, after: int, sent: _Sent
+) -> Iterator[tuple[int, pa.Buffer]]:
+    if found.version is not None and found.sealed > after:
+        for offset, episode in sealed_since(state.store, found.version, state.log.server, after):
+            if sent.is_new(episode.episode_id):
+                yield offset, encode_episode(episode)
+    yield from found.encoded(sent.is_new)
+
+
+class _Sent:
+    """The ids that a stream has sent."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[str, None] = OrderedDict()
+
+    def is_new(self, episode_id: str) -> bool:
+        """True the first time that it is asked about an id."""
+        if episode_id in self._ids:
+            return False
+        self._ids[episode_id] = None
+        if len(self._ids) > REMEMBERED:
+            self._ids.popitem(last=False)
+        return True
 
 
 def episodes(state: ControlState, ticket: EpisodesTicket) -> Messages:
@@ -125,20 +143,20 @@ def episodes(state: ControlState, ticket: EpisodesTicket) -> Messages:
         found = [version.episode(ticket.episode_id)]
     else:
         found = version.iter_episodes(ticket.where)
-    for batch, _ in _batches((-1, episode) for episode in found):
+    for batch, _ in _batches((-1, encode_episode(episode)) for episode in found):
         state.metrics.pull_bytes.inc(batch.nbytes)
-        yield batch, b""
+        yield batch, None
 
 
-def _batches(episodes: Iterable[tuple[int, Episode]]) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yields messages of episodes, each with the offset of its last one."""
+def _batches(episodes: Iterable[tuple[int, pa.Buffer]]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Yields messages of encoded episodes, each with the offset of its last one."""
     offsets: list[int] = []
     encoded: list[pa.Buffer] = []
     size = 0
-    for offset, episode in episodes:
+    for offset, data in episodes:
         offsets.append(offset)
-        encoded.append(encode_episode(episode))
-        size += encoded[-1].size
+        encoded.append(data)
+        size += data.size
         if size >= BATCH_BYTES:
             yield _batch(offsets, encoded), offset
             offsets, encoded, size = [], [], 0
@@ -148,10 +166,17 @@ def _batches(episodes: Iterable[tuple[int, Episode]]) -> Iterator[tuple[pa.Recor
 
 def _batch(offsets: list[int], encoded: list[pa.Buffer]) -> pa.RecordBatch:
     # By buffers: an array made of memoryviews never lets go of them.
-    ends = pa.array([0, *accumulate(one.size for one in encoded)], pa.int64()).buffers()[1]
-    data = pa.py_buffer(b"".join(encoded))
-    column = pa.Array.from_buffers(pa.large_binary(), len(encoded), [None, ends, data])
-    return pa.record_batch([pa.array(offsets, pa.int64()), column], EPISODES)
+    ends = np.cumsum([0, *(one.size for one in encoded)], dtype=np.int64)
+    data = encoded[0] if len(encoded) == 1 else pa.py_buffer(b"".join(encoded))
+    columns = [
+        pa.Array.from_buffers(pa.int64(), len(offsets), [None, _int64(offsets)], 0),
+        pa.Array.from_buffers(pa.large_binary(), len(offsets), [None, pa.py_buffer(ends), data], 0),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=EPISODES)
+
+
+def _int64(numbers: list[int]) -> pa.Buffer:
+    return pa.py_buffer(np.array(numbers, np.int64))
 
 
 def block_of(state: ControlState, ticket: BlockTicket) -> tuple[Version, Block, BlockFiles]:
@@ -192,7 +217,7 @@ def files(state: ControlState, version: Version, wanted: Iterable[DataFile]) -> 
         for at in range(0, max(data.size, 1), PIECE_BYTES):
             piece = data.slice(at, min(PIECE_BYTES, data.size - at))
             state.metrics.pull_bytes.inc(piece.size)
-            yield piece_of(file.key, piece), b""
+            yield piece_of(file.key, piece), None
 
 
 def piece_of(key: str, data: pa.Buffer | bytes | memoryview) -> pa.RecordBatch:

@@ -12,6 +12,7 @@ from pipeline.service.segments import Segments
 from schemas.arrow import table_layout
 from schemas.episode import Episode
 from schemas.identity import digest
+from schemas.pulls import encode_puts
 from schemas.puts import episode_of
 from schemas.rollouts import EpisodeFacts
 
@@ -56,6 +57,16 @@ def read_ended(ended: Ended, segments: Segments) -> Episode:
     if ended.episode is not None:
         return ended.episode
     return episode_of_pieces(ended.episode_id, ended.schema, ended.facts, ended.pieces, segments)
+
+
+def encode_ended(ended: Ended, segments: Segments) -> pa.Buffer:
+    """Returns an ended episode as it is sent, without making it.
+
+    Raises:
+        DamagedLogError: see `rows_of`.
+    """
+    rows = [rows_of(piece, ended.schema, segments) for piece in ended.pieces]
+    return encode_puts(ended.episode_id, ended.facts, rows)
 
 
 def digest_of(ended: Ended, segments: Segments) -> str:

@@ -303,8 +303,7 @@ class RolloutLog:
         """
         with self._intake.changed:
             through = self._intake.group.durable - 1
-            ended = self._intake.episodes.waiting(through + 1)
-            waiting = [one for one in ended if one.offset > after]
+            waiting = self._intake.episodes.waiting(through + 1, after)
             lowest = min((ended.pieces[0].offset for ended in waiting), default=through + 1)
             self._pins.hold(lowest)
             version, sealed = self._version, self._intake.sealed

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from pipeline.service.assemble import Ended
-from pipeline.service.reading import read_ended
+from pipeline.service.reading import encode_ended, read_ended
 from pipeline.service.segments import Segments
 from schemas.episode import Episode
 from schemas.version import VersionRef
@@ -62,3 +64,13 @@ class Tail:
         """Yields the episodes with the offsets of their ends, in their order."""
         for ended in self._waiting:
             yield ended.offset, read_ended(ended, self._segments)
+
+    def encoded(self, is_wanted: Callable[[str], bool]) -> Iterator[tuple[int, pa.Buffer]]:
+        """Yields the episodes as they are sent, with the offsets of their ends, in their order.
+
+        Args:
+            is_wanted: is asked once about each id.
+        """
+        for ended in self._waiting:
+            if is_wanted(ended.episode_id):
+                yield ended.offset, encode_ended(ended, self._segments)

@@ -147,13 +147,16 @@ def test_small_pulls_share_a_stream(tmp_path: Path) -> None:
             client.pull_episode("none")
         assert [one.offset for one in client.tail(after=offset - 1)] == [offset]
         assert [one.stream for one in idle._idle] == [stream]
+        next(client.tail())  # its one message has come
+        assert [one.stream for one in idle._idle] == [stream]
+        large = [client.push(episode(f"large{k}", length=60_000)) for k in range(2)]
         next(client.tail())  # left before its end: nobody gets the rest of it
-        assert [one.offset for one in client.tail()] == [offset]
+        assert [one.offset for one in client.tail()] == [offset, *large]
         (other,) = idle._idle
         assert other is not first
         while other.stream is not None:  # it holds a thread of the service for a moment only
             time.sleep(0.01)
-        assert [one.offset for one in client.tail()] == [offset]
+        assert [one.offset for one in client.tail()] == [offset, *large]
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -13,6 +13,7 @@ from pipeline.service.flight_pull import _batches
 from pipeline.service.pending import Pending
 from pipeline.service.recent import sealed_since
 from pipeline.service.segments import Segments
+from schemas.pulls import encode_episode
 from tests.service.logs import Actor, open_log, rollout, store_at, stored
 
 
@@ -136,10 +137,11 @@ def test_much_is_sealed_in_several_commits(tmp_path: Path) -> None:
 
 def test_what_was_sent_is_let_go(tmp_path: Path) -> None:
     """Arrow's own memory is as it was after episodes went through the messages of a pull."""
-    episodes = [(k, rollout(f"e{k}", length=400)) for k in range(50)]
+    episodes = [rollout(f"e{k}", length=400) for k in range(50)]
 
     def sent() -> int:
-        return sum(batch.nbytes for batch, _ in _batches(iter(episodes)))
+        encoded = ((k, encode_episode(episode)) for k, episode in enumerate(episodes))
+        return sum(batch.nbytes for batch, _ in _batches(encoded))
 
     assert sent() > 100_000
     gc.collect()

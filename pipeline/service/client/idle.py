@@ -38,13 +38,11 @@ class Connection:
     """Of small pulls, if one is open."""
     idle_since: float = field(default_factory=time.monotonic)
 
-    def opened(
-        self, options: fl.FlightCallOptions
-    ) -> tuple[fl.FlightStreamWriter, fl.FlightStreamReader]:
+    def opened(self, addresses: Addresses) -> tuple[fl.FlightStreamWriter, fl.FlightStreamReader]:
         """Returns its stream of small pulls."""
         if self.stream is None:
             descriptor = fl.FlightDescriptor.for_command(self.asked.encoded())
-            self.stream = self.client.do_exchange(descriptor, options)
+            self.stream = self.client.do_exchange(descriptor, addresses.options())
         return self.stream
 
     def end_stream(self) -> None:

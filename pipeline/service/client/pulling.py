@@ -27,6 +27,7 @@ from schemas.errors import (
     NotFoundError,
     OutOfTimeError,
     TransientError,
+    UsageError,
 )
 from schemas.pulls import (
     Answered,
@@ -54,6 +55,9 @@ class _StaleError(Exception):
     """A connection that lay idle had broken: nothing was asked yet."""
 
 
+Messages = Iterator[tuple[pa.RecordBatch, Place | None]]
+
+
 @dataclass(frozen=True)
 class Tailed:
     """One episode of a tail."""
@@ -79,28 +83,32 @@ class Pulls:
         self._connections.close()
 
     def tail(self, ticket: TailTicket) -> Iterator[Tailed]:
-        """Yields episodes as they become durable; connects anew where it broke off."""
-        seen: OrderedDict[str, None] = OrderedDict()
+        """Yields episodes as they become durable; following, connects anew where it broke off."""
+        seen = _Seen()
+        if not ticket.follow:
+            for batch, place in self._tail(ticket):
+                yield from seen.new_ones(batch, place)
+            return
         backoff, until = Backoff(self._settings), self._until()
         while True:
             try:
-                for batch, data in self._messages(ticket.encoded(), is_small=not ticket.follow):
+                for batch, place in self._tail(ticket):
                     backoff.reset()
                     until = self._until()
-                    place = read_said(Place, data)
-                    for offset, episode in _episodes(batch):
-                        if episode.episode_id not in seen:
-                            seen[episode.episode_id] = None
-                            if len(seen) > REMEMBERED:
-                                seen.popitem(last=False)
-                            yield Tailed(place.server, offset, episode)
+                    yield from seen.new_ones(batch, place)
                     said = {"server": place.server, "after": place.through, "version": None}
                     ticket = ticket.model_copy(update=said)
                 return
             except TransientError as error:
-                if isinstance(error, OutOfTimeError) or not ticket.follow:
+                if isinstance(error, OutOfTimeError):
                     raise
                 _wait(error, backoff, until)
+
+    def _tail(self, ticket: TailTicket) -> Iterator[tuple[pa.RecordBatch, Place]]:
+        for batch, place in self._messages(ticket.encoded(), is_small=not ticket.follow):
+            if place is None:
+                raise UsageError("Expected to hear where the log stands, came nothing.")
+            yield batch, place
 
     def objects(self, ticket: ObjectTicket | NamesTicket) -> list[tuple[str, pa.Buffer]]:
         """Returns the rows of an answer, name and bytes; waits for a service that is away.
@@ -165,9 +173,7 @@ class Pulls:
                     coming[key].add(data.as_buffer())
         return {key: one.whole() for key, one in coming.items()}
 
-    def _messages(
-        self, ticket: bytes, *, is_small: bool = False
-    ) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+    def _messages(self, ticket: bytes, *, is_small: bool = False) -> Messages:
         """Yields the messages of an answer.
 
         Args:
@@ -181,21 +187,18 @@ class Pulls:
                 continue
             return
 
-    def _messages_over(
-        self, connection: Connection, ticket: bytes, is_small: bool
-    ) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+    def _messages_over(self, connection: Connection, ticket: bytes, is_small: bool) -> Messages:
         reader = None
         is_whole = has_come = False
         fault: Fault | None = None
         try:
-            options = self._addresses.options()
             if is_small:
-                writer, reader = connection.opened(options)
+                writer, reader = connection.opened(self._addresses)
                 writer.write_metadata(ticket)
             else:
                 connection.end_stream()
-                reader = connection.client.do_get(fl.Ticket(ticket), options)
-            while True:
+                reader = connection.client.do_get(fl.Ticket(ticket), self._addresses.options())
+            while not is_whole:
                 try:
                     chunk = reader.read_chunk()
                 except StopIteration:
@@ -204,12 +207,15 @@ class Pulls:
                     is_whole = True
                     return
                 has_come = True
-                data = chunk.app_metadata
+                batch, data = chunk.data, chunk.app_metadata
                 said = data.to_pybytes() if data is not None else b""
-                if is_small and chunk.data is None:
-                    fault, is_whole = read_said(Answered, said).error, True
-                    break
-                yield chunk.data, said
+                if is_small:
+                    answered = read_said(Answered, said)
+                    place, fault, is_whole = answered.place, answered.error, answered.is_over
+                else:
+                    place = read_said(Place, said) if said else None
+                if batch is not None:
+                    yield batch, place
         except WIRE as error:
             if connection.is_used and not has_come and fault_in(error) is None:
                 raise _StaleError from None
@@ -256,6 +262,23 @@ class _Coming:
         if len(self._pieces) == 1:
             return self._pieces[0]
         return pa.py_buffer(b"".join(map(memoryview, self._pieces)))
+
+
+class _Seen:
+    """The episodes that a tail has yielded."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[str, None] = OrderedDict()
+
+    def new_ones(self, batch: pa.RecordBatch, place: Place) -> Iterator[Tailed]:
+        """Yields the episodes of a message that were not yielded before."""
+        for offset, episode in _episodes(batch):
+            if episode.episode_id in self._ids:
+                continue
+            self._ids[episode.episode_id] = None
+            if len(self._ids) > REMEMBERED:
+                self._ids.popitem(last=False)
+            yield Tailed(place.server, offset, episode)
 
 
 def _episodes(batch: pa.RecordBatch) -> Iterator[tuple[int, Episode]]:
