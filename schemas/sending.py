@@ -35,7 +35,9 @@ class _Plan:
 
 
 def batch_of(episode: Episode) -> tuple[pa.RecordBatch, RowLayout]:
-    """Returns the T+1 rows of an episode, and their layout; arrays of T+1 rows are not copied.
+    """Returns the T+1 rows of an episode, in memory of their own, and their layout.
+
+    Whoever records into buffers that are used again may do so at once, whenever the rows are sent.
 
     Raises:
         EpisodeError: with code `bad_dtype`, for an episode with a video.
@@ -48,7 +50,10 @@ def batch_of(episode: Episode) -> tuple[pa.RecordBatch, RowLayout]:
             columns.append(_flag(name, episode, count))
             continue
         rows = arrays[name]
-        rows = rows if len(rows) == count else pad_row(rows)
+        if len(rows) < count:
+            rows = pad_row(rows)
+        elif isinstance(rows, np.ndarray):
+            rows = rows.copy()
         columns.append(_column(rows, kind, values))
     return pa.RecordBatch.from_arrays(columns, schema=plan.schema), plan.layout
 
@@ -97,7 +102,7 @@ def _within(kind: pa.DataType) -> pa.DataType | None:
 def _column(rows: Rows, kind: pa.DataType, values: pa.DataType | None) -> pa.Array:
     count = len(rows)
     if isinstance(rows, Packed):
-        held = [np.ascontiguousarray(rows.offsets), np.ascontiguousarray(rows.data)]
+        held = [np.array(rows.offsets, order="C"), np.array(rows.data, order="C")]  # copies
         return pa.Array.from_buffers(kind, count, [None, *map(pa.py_buffer, held)], 0)
     assert isinstance(rows, np.ndarray)
     if values is None:

@@ -72,8 +72,9 @@ class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Steps, records, and pushes the episode if it is over."""
+        asked = copy.deepcopy(action)  # environments clip what they are given, or use it again
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._actions.append(copy.deepcopy(action))
+        self._actions.append(asked)
         self._rewards.append(float(reward))
         self._observations.append(copy.deepcopy(observation))
         if self._success_key is not None and self._success_key in info:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from schemas.arrow import rows_to_table
 from schemas.episode import Episode
-from schemas.packed import Packed
+from schemas.packed import TEXT, Packed
 from schemas.puts import cut_rows
 from schemas.rows import layout_of, to_rows
 from schemas.sending import batch_of
@@ -40,6 +40,21 @@ def test_encoded_rows_are_too() -> None:
     pictures = Packed.of(FieldSpec("|u1", (8, 8, 3), "frames"), [b"\x89PNG" * n for n in (1, 9)])
     seen = {"say": Packed.texts(["", "ä", "b" * 90]), "points": np.zeros((3, 0, 2), "<f2")}
     assert_as_a_table(Episode("e", seen, extras={"camera": pictures}, terminated=True))
+
+
+def test_rows_stay_as_they_were_when_the_episodes_buffers_are_used_again() -> None:
+    """Whole fields, those that are padded, encoded ones and truth values."""
+    numbers, actions = np.arange(12, dtype="<f4").reshape(4, 3), np.ones((3, 2), "<f8")
+    flags, letters = np.ones(4, bool), np.frombuffer(b"abcd", np.uint8).copy()
+    texts = Packed(TEXT, np.array([0, 1, 3, 3, 4]), letters)
+    short = Packed(TEXT, np.array([0, 1, 3, 4]), letters)
+    extras = {"flags": flags, "texts": texts, "short": short}
+    one = Episode("e", {"observations": numbers}, actions, extras=extras, terminated=True)
+    found, _ = batch_of(one)
+    before = found.serialize().to_pybytes()
+    for array in (numbers, actions, flags, letters):
+        array[:] = 0
+    assert found.serialize().to_pybytes() == before
 
 
 def test_layouts_that_differ_in_little_are_told_apart() -> None:

@@ -92,3 +92,49 @@ def test_nested_spaces(tmp_path: Path) -> None:
     assert set(found.flat_actions) == {"actions/0", "actions/1"}
     assert found.success is True
     assert len(found.observations["observations/at"]) == 6
+
+
+def test_an_environment_that_uses_its_arrays_again(tmp_path: Path) -> None:
+    """It returns the same array at every step, and clips the action that it is given."""
+    from pipeline.service.gym_wrapper import PushEpisodes
+
+    class Reusing(gym.Env):  # type: ignore[misc,name-defined,type-arg]
+        observation_space = gym.spaces.Dict(
+            {"at": gym.spaces.Box(0, 9, (2,)), "seen": gym.spaces.Box(0, 9, (1,))}
+        )
+        action_space = gym.spaces.Box(-9, 9, (1,))
+
+        def __init__(self) -> None:
+            self.told = {"at": np.zeros(2, np.float32), "seen": np.zeros(1, np.float32)}
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.told["at"][:], self.told["seen"][:] = 0, 0
+            return self.told, {}
+
+        def step(self, action):
+            np.clip(action, -1, 1, out=action)
+            self.told["at"] += 1
+            self.told["seen"] += 2
+            return self.told, 0.0, bool(self.told["at"][0] == 4), False, {}
+
+    with (
+        service_in(tmp_path, no_token=True, port=0, new_spec="reusing") as port,
+        data_port(port.state) as (_, url),
+        RolloutClient(url) as client,
+    ):
+        env = PushEpisodes(Reusing(), client, task="reusing")
+        action = np.zeros(1, np.float32)
+        for _ in range(2):
+            env.reset()
+            for step in range(4):
+                action[:] = 2 + step
+                env.step(action)
+        assert env.pushed is not None
+        env.pushed.result(30)
+        found = [one.episode for one in client.tail()]
+    assert len(found) == 2
+    for one in found:
+        assert one.observations["observations/at"][:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert one.observations["observations/seen"][:, 0].tolist() == [0, 2, 4, 6, 8]
+        assert one.flat_actions["actions"][:, 0].tolist() == [2, 3, 4, 5]

@@ -121,7 +121,7 @@ class RolloutClient:
         """Queues an episode; returns what tells its durable offset, or its error.
 
         Args:
-            episode: see `push`.
+            episode: see `push`. Its arrays are copied before this returns: they may be written to.
             timeout: seconds to wait for room in the buffer.
 
         Raises:

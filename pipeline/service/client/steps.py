@@ -72,7 +72,8 @@ class EpisodeStream:
 
         Args:
             observation: array, or a mapping or tuple of arrays, without a leading axis; of the
-                same shapes and dtypes in every step.
+                same shapes and dtypes in every step. What is added is copied, so that buffers may
+                be used again.
             action: likewise; None in every step if unknown.
             reward: None in every step if unknown.
             extras: further values of this step, by name.
@@ -83,7 +84,8 @@ class EpisodeStream:
         """
         if self._is_over:
             raise UsageError("Expected an episode that goes on, this one has ended.")
-        step = {"observation": observation, "action": action, "reward": reward, "extras": extras}
+        said = {"observation": observation, "action": action, "reward": reward, "extras": extras}
+        step = {name: _kept(value) for name, value in said.items()}
         if self._steps and self._filled() >= self._put_bytes:
             self._flush(observation)
         self._steps.append(step)
@@ -189,6 +191,15 @@ def stacked(values: list[Any]) -> Any:
             code="length_mismatch",
         )
     return np.stack(arrays)
+
+
+def _kept(value: Any) -> Any:
+    """Returns a value that stays as it is when its arrays are written to."""
+    if isinstance(value, Mapping):
+        return {key: _kept(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_kept, value))
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _bytes_of(value: Any) -> int:
