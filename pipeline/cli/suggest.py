@@ -48,6 +48,7 @@ def suggest(
                 "version": version.id,
                 "target": found.target,
                 "episodes": found.episodes,
+                "tasks": found.tasks,
                 "tried": found.tried,
                 "candidates": [
                     {**asdict(one), "beats_random": one.beats_random} for one in found.candidates

@@ -6,6 +6,9 @@ people care about: success, or return. Many candidates are tried, so the best of
 good on noise: a filter counts as better than random only if its gain is rare among the *largest*
 gains that all candidates together reach when the target is shuffled within tasks (Westfall and
 Young's max-T), and if it remains once episodes' lengths are accounted for.
+
+Of several tasks each has thresholds of its own, quantiles within the task: their metrics spread
+differently, and one threshold for all would keep all of one task and little of another.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store.reader import Version
+from schemas import filter as filters
 from schemas.errors import UsageError
-from schemas.filter_ast import Column
+from schemas.filter_ast import Column, Quantile
 from schemas.table import METRIC_COLUMNS
 
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -57,6 +61,8 @@ class Evidence:
     controlled_low: float
     controlled_high: float
     """The same of what is left of the target after a regression on log length."""
+    least_share: float
+    """What it keeps of the task that it keeps least of."""
     p: float
     """Chance of such a gain, by the best of all candidates, if the target hung on none of them."""
 
@@ -73,6 +79,8 @@ class Suggestion:
     target: str
     episodes: int
     """That were looked at: those with a target."""
+    tasks: int
+    """Of these episodes; no task counts as one."""
     tried: int
     candidates: tuple[Evidence, ...]
     """The most promising, best first."""
@@ -84,7 +92,7 @@ class Suggestion:
 
     def sentence(self) -> str:
         """Returns the finding in a sentence."""
-        best = self.proposed
+        best, several = self.proposed, self.tasks > 1
         if best is None:
             return (
                 f"None of {self.tried} filters beats keeping as many of the {self.episodes:,} "
@@ -95,7 +103,8 @@ class Suggestion:
             f"{self.target} from {best.random_mean:.4g} at random to {best.kept_mean:.4g} "
             f"(gain {best.gain:.4g}, 95 % interval {best.low:.4g} to {best.high:.4g}; "
             f"{best.controlled_gain:.4g} with length accounted for; p {best.p:.3g} over "
-            f"{self.tried} filters)."
+            f"{self.tried} filters)"
+            + (f", and keeps {best.least_share:.0%} or more of every task." if several else ".")
         )
 
 
@@ -120,39 +129,62 @@ def suggest(
     rng = np.random.default_rng(seed)
     if len(has) > MOST_EPISODES:
         has = np.sort(rng.choice(has, MOST_EPISODES, replace=False))
-    table, values = table.take(pa.array(has)), values[has]
-    texts, masks = _candidates(table, name)
+    texts, masks = _candidates(table, has, name)
     if not texts:
         raise UsageError(
             "Expected metrics that differ between episodes, came none; run `penstock measure` "
             "first."
         )
+    table, values = table.take(pa.array(has)), values[has]
     tasks = _codes(table["task"])
     controlled = _without_length(values, table["length"].to_numpy(), tasks)
+    targets = np.stack([values, controlled])
     chances = _chances(masks, values, tasks, rng)
     gains = _gains(masks, values, tasks)
     order = np.argsort(-_standardised(gains, masks), kind="stable")[: 2 * most]
-    found = []
-    for at in order:
-        raw, rest = _intervals(masks[at], np.stack([values, controlled]), tasks, rng)
-        found.append(
-            Evidence(
-                where=texts[at],
-                kept=int(masks[at].sum()),
-                of=len(values),
-                kept_mean=float(values[masks[at]].mean()),
-                random_mean=float(values[masks[at]].mean() - raw[0]),
-                gain=raw[0],
-                low=raw[1],
-                high=raw[2],
-                controlled_gain=rest[0],
-                controlled_low=rest[1],
-                controlled_high=rest[2],
-                p=float(chances[at]),
-            )
-        )
+    found = [_evidence(texts[at], masks[at], targets, tasks, chances[at], rng) for at in order]
     found.sort(key=lambda one: (not one.beats_random, one.p, -one.controlled_low))
-    return Suggestion(name, len(values), len(texts), tuple(found[:most]))
+    count = len(np.unique(tasks))
+    return Suggestion(name, len(values), count, len(texts), tuple(found[:most]))
+
+
+def _evidence(
+    text: str,
+    mask: np.ndarray,
+    targets: np.ndarray,
+    tasks: np.ndarray,
+    chance: float,
+    rng: np.random.Generator,
+) -> Evidence:
+    """What speaks for one filter.
+
+    Args:
+        text: the filter.
+        mask: (E,) bool, what it keeps.
+        targets: (2, E), the target, and what length leaves of it.
+        tasks: (E,) int.
+        chance: of such a gain.
+        rng: of the draws.
+    """
+    raw, rest = _intervals(mask, targets, tasks, rng)
+    kept_mean = float(targets[0][mask].mean())
+    there, counts = np.unique(tasks, return_counts=True)
+    shares = np.bincount(tasks, weights=mask)[there] / counts
+    return Evidence(
+        where=text,
+        kept=int(mask.sum()),
+        of=len(mask),
+        kept_mean=kept_mean,
+        random_mean=kept_mean - raw[0],
+        gain=raw[0],
+        low=raw[1],
+        high=raw[2],
+        controlled_gain=rest[0],
+        controlled_low=rest[1],
+        controlled_high=rest[2],
+        least_share=float(shares.min()),
+        p=float(chance),
+    )
 
 
 def _target(table: pa.Table, target: str | None) -> tuple[str, np.ndarray]:
@@ -189,33 +221,57 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
 
 
-def _candidates(table: pa.Table, target: str) -> tuple[list[str], np.ndarray]:
-    """Filters as text, and what each keeps, (C, E) bool: single thresholds, then pairs."""
+def _candidates(
+    table: pa.Table, looked_at: np.ndarray, target: str
+) -> tuple[list[str], np.ndarray]:
+    """Filters as text, single thresholds, then pairs; what each keeps, (C, E) bool.
+
+    Args:
+        table: of all episodes: quantiles are over these, as where the filter is applied.
+        looked_at: (E,) positions of those with a target.
+        target: its name.
+    """
+    is_by_task = _is_by_task(table)
     singles: list[tuple[str, str, np.ndarray]] = []
     for name in METRIC_COLUMNS:
         if name not in table.column_names or name == target:
             continue
         values = _numbers(table[name])
-        if values is None or np.isfinite(values).mean() < LEAST_COVERAGE:
+        if values is None or np.isfinite(values[looked_at]).mean() < LEAST_COVERAGE:
             continue
-        finite = values[np.isfinite(values)]
-        for threshold in np.unique(np.quantile(finite, FRACTIONS)):
-            number = float(f"{threshold:.6g}")  # as it will be written
-            for sign, mask in (("<=", values <= number), (">=", values >= number)):
-                singles.append((name, f"{Column(name)} {sign} {number!r}", mask))
+        for text in _thresholds(name, values[looked_at], is_by_task):
+            mask = filters.evaluate(filters.parse(text), table)
+            singles.append((name, text, mask[looked_at]))
     found = [(text, mask) for _, text, mask in singles]
     for (one, text, mask), (other, more, too) in combinations(singles, 2):
         if one != other:
             found.append((f"{text} and {more}", mask & too))
-    least = max(LEAST_KEPT, table.num_rows // 20)
+    count = len(looked_at)
     fit = {
         mask.tobytes(): (text, mask)
         for text, mask in reversed(found)  # of equal masks the shortest filter stays
-        if least <= mask.sum() <= table.num_rows - LEAST_KEPT
+        if max(LEAST_KEPT, count // 20) <= mask.sum() <= count - LEAST_KEPT
     }
     kept = list(reversed(fit.values()))
-    masks = np.stack([mask for _, mask in kept]) if kept else np.zeros((0, table.num_rows), bool)
+    masks = np.stack([mask for _, mask in kept]) if kept else np.zeros((0, count), bool)
     return [text for text, _ in kept], masks
+
+
+def _is_by_task(table: pa.Table) -> bool:
+    """True for several tasks of some episodes each; of one or two a quantile says nothing."""
+    count = len(np.unique(_codes(table["task"])))
+    return count > 1 and table.num_rows >= LEAST_KEPT * count
+
+
+def _thresholds(name: str, values: np.ndarray, is_by_task: bool) -> list[str]:
+    """Filters by one metric: above and below quantiles within each task, or numbers for all."""
+    column = Column(name)
+    if is_by_task:
+        bounds = [str(Quantile(column, fraction, Column("task"))) for fraction in FRACTIONS]
+    else:
+        numbers = np.unique(np.quantile(values[np.isfinite(values)], FRACTIONS))
+        bounds = [repr(float(f"{number:.6g}")) for number in numbers]
+    return [f"{column} {sign} {bound}" for bound in bounds for sign in ("<=", ">=")]
 
 
 def _centred(values: np.ndarray, tasks: np.ndarray) -> np.ndarray:

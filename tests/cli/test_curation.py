@@ -127,7 +127,8 @@ def test_a_split_grows_with_the_data(store, penstock):
 def test_suggest_proposes_a_command_that_runs(store, penstock):
     told = as_json(penstock("suggest", store.url, "--json"))
     assert told["target"] == "success"
-    assert told["proposed"].startswith("action_divergence <=")
+    assert told["proposed"].startswith("action_divergence <= quantile(action_divergence, ")
+    assert told["tasks"] == 2
     assert told["candidates"][0]["beats_random"]
     assert store.version().number == 2, "suggest applies nothing"
     command = shlex.split(told["command"])
