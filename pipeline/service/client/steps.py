@@ -194,12 +194,12 @@ def stacked(values: list[Any]) -> Any:
 
 
 def _kept(value: Any) -> Any:
-    """Returns a value that stays as it is when its arrays are written to."""
+    """Returns a value as arrays that stay as they are when its own are written to."""
     if isinstance(value, Mapping):
         return {key: _kept(one) for key, one in value.items()}
     if isinstance(value, tuple):
         return tuple(map(_kept, value))
-    return value.copy() if isinstance(value, np.ndarray) else value
+    return None if value is None else np.array(value)
 
 
 def _bytes_of(value: Any) -> int:
