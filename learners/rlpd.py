@@ -12,7 +12,8 @@ the policy and the temperature on the last; Q' are slow copies of an ensemble wi
     alpha           keeps the entropy of pi near its target
 
 Half of each batch is to come from the data and half from rollouts: that is how fine-tuning mixes
-them unless told, and since mixtures interleave their sources, each of the parts is mixed so, too.
+them unless told. All batches of an update come as one, whose rows are dealt out so that each part
+is mixed so, too, and that the ranks' shares of it are the ranks' shares of each part.
 """
 
 from __future__ import annotations
@@ -27,9 +28,14 @@ from learners.base import Batch, Transitions
 from learners.iql import critic_loss, critic_targets
 from learners.networks import MLP, SquashedGaussianPolicy
 from learners.optimiser import descend, frozen, move_target
+from learners.ranks import ALONE, Ranks
 from learners.settings import LearnerSettings, StreamNeeds
 from learners.soft import SoftLearner, Temperature, policy_loss, temperature_loss
 from schemas.errors import UsageError
+
+TURN = 5073
+"""By how much of a whole turn, in 65536ths, dealing goes on every two rounds; of some hundred that
+were tried the one that mixes parts the most evenly where sources are of unequal weight."""
 
 
 class RLPDSettings(LearnerSettings):
@@ -84,8 +90,8 @@ def least_of_some(q_tp1: Tensor, order: Tensor, some: int) -> Tensor:
     return q_tp1.gather(1, chosen).amin(dim=1)
 
 
-def in_parts(b: Transitions, parts: int) -> list[Transitions]:
-    """Splits the rows of each agent into equal parts, in their order.
+def in_parts(b: Transitions, parts: int, ranks: Ranks = ALONE) -> list[Transitions]:
+    """Deals the rows of each agent out to equal parts, as `dealt` says.
 
     Raises:
         UsageError: if they cannot be equal.
@@ -95,8 +101,33 @@ def in_parts(b: Transitions, parts: int) -> list[Transitions]:
         raise UsageError(
             f"Expected rows for {parts} updates at once, a multiple of so many, came {rows}."
         )
-    fields = [value.split(rows // parts, dim=1) for value in vars(b).values()]
+    order = dealt(rows // parts, parts, ranks, b.rewards.device).flatten()
+    fields = [
+        value.index_select(1, order).split(rows // parts, dim=1) for value in vars(b).values()
+    ]
     return [Transitions(*part) for part in zip(*fields, strict=True)]
+
+
+def dealt(rounds: int, parts: int, ranks: Ranks, device: torch.device) -> Tensor:
+    """Returns which of a rank's rows each part has, in their order, (parts, rounds) int64.
+
+    Each round deals one row to each part, whichever rank holds it, so a rank's share of the whole
+    batch deals out as its share of each part. Sources stand interleaved in a batch; where a round
+    began with the same part as the one before it, a part would have rows of one source alone. So
+    beginnings turn: in pairs of rounds, such that two sources of equal weight are exactly even in
+    each part, and from pair to pair.
+
+    Args:
+        rounds: rows of this rank in each part.
+        parts: how many there are.
+        ranks: the processes that learn together.
+        device: where the numbers are to lie.
+    """
+    mine = torch.arange(rounds, device=device)
+    number = mine + ranks.rank * rounds  # among the rounds of all ranks
+    begins = (number // 2 * (TURN * parts) >> 16) + number % 2 * (1 - parts % 2)
+    part = torch.arange(parts, device=device)[:, None]
+    return mine * parts + (part - begins) % parts
 
 
 class RLPD(SoftLearner):
@@ -139,7 +170,8 @@ class RLPD(SoftLearner):
             batch: K `updates` B rows.
             phase: the only one.
         """
-        agents, parts = self.agents, in_parts(self.transitions(batch), self.settings.updates)
+        agents = self.agents
+        parts = in_parts(self.transitions(batch), self.settings.updates, agents.ranks)
         for b in parts:
             critic, q_t = self._update_critics(b)
             move_target(agents.flat["targets"], agents.flat["critics"], self.settings.tau)
@@ -155,7 +187,8 @@ class RLPD(SoftLearner):
             b.rewards * settings.reward_scale + settings.reward_shift, b.discounts, self._v_tp1(b)
         )
         q_t = self.critics(torch.cat([b.s_t, b.a_t], dim=-1)).squeeze(-1)
-        return descend(self.critic_adam, critic_loss(q_t, targets, b.mask)), q_t.detach()
+        loss = critic_loss(q_t, targets, b.mask)
+        return descend(self.critic_adam, loss, b.mask), q_t.detach()
 
     @torch.no_grad()
     def _v_tp1(self, b: Transitions) -> Tensor:
@@ -174,7 +207,7 @@ class RLPD(SoftLearner):
             q_t = self.critics(torch.cat([b.s_t, actions], dim=-1)).squeeze(-1).mean(dim=1)
             actor = policy_loss(log_probs, q_t, alpha.detach(), b.mask)
         entropy = temperature_loss(alpha, log_probs, self.target_entropy, b.mask)
-        descend(self.policy_adam, actor + entropy)
+        descend(self.policy_adam, actor + entropy, b.mask)
         return {
             "policy_loss": actor.detach(),
             "temperature": alpha.detach(),

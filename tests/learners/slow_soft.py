@@ -126,6 +126,17 @@ class SlowCalQL(SlowCQL):
         return torch.maximum(q, batch["returns_to_go"])
 
 
+def dealt_out(rows: int, parts: int) -> list[list[int]]:
+    """Rows of each part: one of each round, where every second pair begins a bit further on."""
+    found: list[list[int]] = [[] for _ in range(parts)]
+    for row in range(rows):
+        number, place = divmod(row, parts)
+        begins = math.floor(number // 2 * parts * 5073 / 65536)
+        begins += number % 2 if parts % 2 == 0 else 0
+        found[(place + begins) % parts].append(row)
+    return found
+
+
 @dataclass
 class SlowRLPD:
     state: Mapping[str, Tensor]
@@ -146,9 +157,8 @@ class SlowRLPD:
         self.draws = Draws(self.state)
 
     def update(self, batch: Mapping[str, Tensor]) -> None:
-        size = len(batch["rewards"]) // self.updates
-        for k in range(self.updates):
-            part = {name: rows[k * size : (k + 1) * size] for name, rows in batch.items()}
+        for picked in dealt_out(len(batch["rewards"]), self.updates):
+            part = {name: rows[picked] for name, rows in batch.items()}
             self.fit(part)
         s = part["observations"]
         action, log_p = squashed(self.policy, s, self.draws.normal(*part["actions"].shape))

@@ -10,6 +10,8 @@ import torch
 
 from learners import cal_ql, cql, rlpd, soft
 from learners.base import Transitions
+from learners.ranks import ALONE, Ranks
+from pipeline.stream.counts import interleave
 from schemas.errors import ConfigError, UsageError
 from tests.learners.slow_soft import SlowCalQL, SlowCQL, SlowRLPD
 from tests.learners.worked import (
@@ -173,17 +175,41 @@ def test_the_least_of_a_few_members() -> None:
     assert rlpd.least_of_some(q_tp1, order, 3).tolist() == [[1.0], [1.0]]
 
 
-def test_parts_keep_the_order_of_rows() -> None:
-    flat = torch.arange(12.0).view(2, 6)
+def test_rows_are_dealt_out_by_hand() -> None:
+    flat = torch.arange(16.0).view(2, 8)
     b = Transitions(*[flat] * 6)
-    parts = rlpd.in_parts(b, 3)
-    assert [part.rewards.tolist() for part in parts] == [
-        [[0.0, 1.0], [6.0, 7.0]],
-        [[2.0, 3.0], [8.0, 9.0]],
-        [[4.0, 5.0], [10.0, 11.0]],
+    # The second round begins one part further on, where the number of parts is even.
+    assert [part.rewards.tolist() for part in rlpd.in_parts(b, 4)] == [
+        [[0.0, 7.0], [8.0, 15.0]],
+        [[1.0, 4.0], [9.0, 12.0]],
+        [[2.0, 5.0], [10.0, 13.0]],
+        [[3.0, 6.0], [11.0, 14.0]],
     ]
     with pytest.raises(UsageError, match="multiple"):
-        rlpd.in_parts(b, 4)
+        rlpd.in_parts(b, 3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("parts", [1, 2, 5, 20])
+def test_shares_of_ranks_are_dealt_out_as_their_shares_of_parts(parts: int, ranks: int) -> None:
+    rounds, one = 24, torch.device("cpu")
+    whole = rlpd.dealt(rounds, parts, ALONE, one)
+    assert sorted(whole.flatten().tolist()) == list(range(rounds * parts))
+    mine = rounds // ranks
+    for rank in range(ranks):
+        found = rlpd.dealt(mine, parts, Ranks(rank, ranks), one) + rank * mine * parts
+        assert torch.equal(found, whole[:, rank * mine : (rank + 1) * mine])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 5, 20])
+def test_each_part_has_its_share_of_each_source(parts: int) -> None:
+    rounds = 64
+    owners = torch.tensor(interleave((rounds * parts // 2, rounds * parts // 2)))
+    halves = owners[rlpd.dealt(rounds, parts, ALONE, owners.device)].sum(dim=1)
+    assert halves.tolist() == [rounds // 2] * parts
+    owners = torch.tensor(interleave((rounds * parts // 4, 3 * rounds * parts // 4)))
+    quarters = owners[rlpd.dealt(rounds, parts, ALONE, owners.device)].sum(dim=1)
+    assert (quarters - 3 * rounds // 4).abs().max() <= 8
 
 
 def test_a_minimum_is_of_members_that_there_are() -> None:
