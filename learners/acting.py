@@ -356,8 +356,7 @@ def patiently(ask: Callable[[], T], seconds: float, stop: threading.Event) -> T 
         except TransientError as error:
             if time.monotonic() >= until:
                 raise OutOfTimeError(
-                    f"Expected an answer of the service within {seconds:g} s, came: "
-                    f"{error.message}",
+                    f"{error.message.rstrip('.')}; it stayed so for {seconds:g} s.",
                     where=error.where,
                 ) from None
             stop.wait(_LOOK_SECONDS)

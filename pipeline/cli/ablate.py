@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.learn import Device, Set, StreamSet
+from pipeline.cli.learn import Device, Set, StreamSet, read_pairs
 from pipeline.cli.output import Json, emit, note, say, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     from learners.ablate import AblateConfig
@@ -38,18 +39,27 @@ def ablate(
     ] = None,
     algo: Annotated[str | None, typer.Option("--algo", help="An algorithm.")] = None,
     env: Annotated[str | None, typer.Option("--env", help="Where policies are judged.")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Pairs; 5.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Updates of a run.")] = 20_000,
-    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of each policy.")] = 20,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 256,
-    discount: Annotated[float, typer.Option("--discount")] = 0.99,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first pair.")] = 0,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Pairs of runs; 5.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Updates of a run; 20,000.")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=1, help="To judge each policy by; 20.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Rows of a batch; 256.")
+    ] = None,
+    discount: Annotated[
+        float | None, typer.Option("--discount", help="Of rewards to come; 0.99.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the first pair; 0.")] = None,
     set: Set = None,
     stream: StreamSet = None,
     device: Device = "cpu",
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Instead of DIR/ablation.svg.")
     ] = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from learners.ablate import ablate as run_ablation
@@ -57,39 +67,41 @@ def ablate(
     from pipeline.cli.progress import learning_bar
     from schemas.errors import UsageError
 
-    if document is not None:
-        if data or algo or env:
-            raise UsageError("Expected a document, or --data, --algo and --env, came both.")
-        config = again(document, out, seeds)
+    given = {
+        **{"data": tuple(data or ()), "algo": algo, "environment": env},
+        **{"steps": steps, "episodes": episodes, "batch_size": batch_size},
+        **{"discount": discount, "first_seed": seed},
+        **{"settings": read_pairs(set), "stream": read_pairs(stream, "--stream")},
+    }
+    asked = {name: value for name, value in given.items() if value not in (None, (), {})}
+    anywhere = {"out": out, "device": device, **({} if seeds is None else {"seeds": seeds})}
+    if document is None:
+        config = _config({**asked, **anywhere})
+    elif asked:
+        raise UsageError(
+            f"Expected a document and no more than --out, --seeds and --device, came "
+            f"{', '.join(sorted(asked))} as well, which the document says; leave them out, or "
+            f"leave the document out."
+        )
     else:
-        asked = {
-            **{"data": tuple(data or ()), "algo": algo, "environment": env, "out": out},
-            **{"steps": steps, "episodes": episodes, "batch_size": batch_size},
-            **{"discount": discount, "first_seed": seed, "device": device},
-        }
-        config = _config(asked, seeds, set, stream)
+        config = again(document, anywhere)
     picture = _picture(plot, Path(out))
     with learning_bar("train A", config.steps, quiet=json) as advance:
         found = run_ablation(config, advance)
     _tell(config, found, picture, json)
 
 
-def _config(
-    asked: dict[str, Any], seeds: int | None, set: list[str] | None, stream: list[str] | None
-) -> AblateConfig:
+def _config(asked: dict[str, Any]) -> AblateConfig:
     from learners.ablate import AblateConfig
     from learners.settings import read_settings
-    from pipeline.cli.learn import read_pairs
     from schemas.errors import UsageError
 
     for name, option in (("algo", "--algo"), ("environment", "--env")):
-        if asked[name] is None:
+        if name not in asked:
             raise UsageError(f"Expected {option}, or the document of an ablation, came neither.")
-    if len(asked["data"]) < 2:
+    if len(asked.get("data", ())) < 2:
         raise UsageError("Expected two or more versions to compare (--data), came fewer.")
-    more = {} if seeds is None else {"seeds": seeds}
-    pairs = {"settings": read_pairs(set), "stream": read_pairs(stream, "--stream")}
-    return read_settings(AblateConfig, {**asked, **pairs, **more}, "ablate")
+    return read_settings(AblateConfig, asked, "ablate")
 
 
 def _picture(asked: Path | None, out: Path) -> Path | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.output import Json, emit, say
+from pipeline.cli.reaching import TlsCa, TokenFile, read_token
 
 
 def register(app: typer.Typer) -> None:
@@ -22,11 +22,21 @@ def register(app: typer.Typer) -> None:
 def actor(
     env: Annotated[str, typer.Option("--env", help="A registered Gymnasium environment.")],
     policy: Annotated[
-        str, typer.Option("--policy", metavar="RUN", help="Run that publishes, folder, scripted.")
+        str,
+        typer.Option(
+            "--policy",
+            metavar="RUN",
+            help="A run that publishes, or a run's folder; `scripted` plays "
+            "InvertedDoublePendulum-v5 alone.",
+        ),
     ],
     service: Annotated[str, typer.Option("--service", metavar="ADDRESS", help="Of either port.")],
-    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="To push.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="To push.")] = None,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=1, help="End after so many, pushed; or --steps.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="End after the episode that has so many.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of this actor alone.")] = None,
     exploration: Annotated[
         str, typer.Option("--exploration", help="none, gaussian or policy (its own spread).")
@@ -36,15 +46,12 @@ def actor(
         typer.Option("--noise", min=0, help="Of gaussian; factor of policy. 1, scripted 0.1."),
     ] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Environments in lockstep.")] = 4,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="Of the service; else PENSTOCK_TOKEN.")
-    ] = None,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     wait: Annotated[
         float, typer.Option("--wait", help="Seconds for a policy, and for the service.")
     ] = 300.0,
-    until_stdin_ends: Annotated[
-        bool, typer.Option("--until-stdin-ends", help="End with whoever holds the other end.")
-    ] = False,
+    until_stdin_ends: Annotated[bool, typer.Option("--until-stdin-ends", hidden=True)] = False,
     json: Json = False,
 ) -> None:
     import signal
@@ -78,8 +85,7 @@ def actor(
         "wait_seconds": wait,
     }
     config = read_settings(ActingConfig, told, "actor")
-    token = None if token_file is None else token_file.read_text()
-    done = act(config, token, stop)
+    done = act(config, read_token(token_file), stop)
     if json:
         emit(
             {

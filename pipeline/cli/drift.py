@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.output import Json, Observations, StoreRef, comma_names, emit, say, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     from pipeline.jobs.compare import Compared
@@ -36,6 +37,7 @@ def drift(
         typer.Option("--kind", metavar="A,B", help="Compare these kinds of episodes of REF1."),
     ] = None,
     observations: Observations = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from pipeline.cli.progress import steps_bar

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.output import Json, StoreRef, emit, note, say, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     from pipeline.jobs.validate import Report
@@ -123,6 +124,7 @@ def export(
             "--option", metavar="NAME=VALUE", help="How to write; docs/formats.md lists them."
         ),
     ] = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from connectors import registry

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from pipeline.cli.output import Json, emit, say
+from pipeline.cli.reaching import TlsCa, TokenFile, read_token
 
 if TYPE_CHECKING:
     from learners.run import Progress, RunResult
@@ -60,15 +60,26 @@ def register(app: typer.Typer) -> None:
 
 def train(
     algo: str,
-    data: Annotated[list[str], typer.Option("--data", metavar="STORE[@REF][=WEIGHT]")],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", metavar="STORE[@REF][=WEIGHT]", help="A version; several make a mixture."
+        ),
+    ],
     out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder of the run.")],
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates.")] = 100_000,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 256,
-    discount: Annotated[float, typer.Option("--discount")] = 0.99,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows of a batch.")] = 256,
+    discount: Annotated[float, typer.Option("--discount", help="Of rewards to come.")] = 0.99,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of weights and batches.")] = 0,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Independent runs.")] = 1,
     env: Annotated[str | None, typer.Option("--env", help="Evaluate here at the end.")] = None,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
+    evaluate_every: Annotated[
+        int, typer.Option("--evaluate-every", min=0, help="Updates; 0 evaluates at the end alone.")
+    ] = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", min=1, help="Updates that a crash may cost.")
+    ] = 10_000,
     set: Set = None,
     stream: StreamSet = None,
     memory: Memory = None,
@@ -81,6 +92,7 @@ def train(
     ] = "none",
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     import functools
@@ -104,6 +116,8 @@ def train(
         "compile": compile,
         "environment": env,
         "evaluate_episodes": episodes,
+        "evaluate_every": evaluate_every,
+        "checkpoint_every": checkpoint_every,
         "resume": resume,
         "tensorboard": tensorboard,
     }
@@ -147,23 +161,34 @@ def finetune(
     log_rows: Annotated[
         bool, typer.Option("--log-rows", help="Keep digests of all batches, with --service.")
     ] = False,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="Of the service; else PENSTOCK_TOKEN.")
-    ] = None,
-    env_steps: Annotated[int, typer.Option("--env-steps", min=1)] = 10_000,
-    offline_fraction: Annotated[float, typer.Option("--offline-fraction")] = 0.5,
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
+    env_steps: Annotated[
+        int, typer.Option("--env-steps", min=1, help="Steps of rollouts in all.")
+    ] = 10_000,
+    offline_fraction: Annotated[
+        float, typer.Option("--offline-fraction", help="Of each batch, from the offline versions.")
+    ] = 0.5,
     join_successes: Annotated[
         bool, typer.Option("--join-successes", help="Successful episodes count as demonstrations.")
     ] = False,
-    updates_per_step: Annotated[float, typer.Option("--updates-per-step")] = 1.0,
+    updates_per_step: Annotated[
+        float, typer.Option("--updates-per-step", help="Of the environment.")
+    ] = 1.0,
     exploration: Annotated[
         str, typer.Option("--exploration", help="none, gaussian or policy (its own spread).")
     ] = "policy",
-    noise: Annotated[float, typer.Option("--noise", help="Of gaussian; factor of policy.")] = 1.0,
+    noise: Annotated[
+        float, typer.Option("--noise", help="Deviation of gaussian, or factor on the policy's.")
+    ] = 1.0,
     branch: Annotated[str | None, typer.Option("--branch", help="Of the rollouts.")] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="RUN2")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Of an evaluation.")] = 10,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option("--evaluate-every", min=1, help="Steps of rollouts; not with --service."),
+    ] = None,
     set: Set = None,
     stream: StreamSet = None,
     memory: Memory = None,
@@ -202,17 +227,21 @@ def finetune(
 
         if into is None:
             raise UsageError("Expected --into STORE or --service ADDRESS, came neither.")
-        alone = {"branch": branch, "join_successes": join_successes}
+        alone = {
+            "branch": branch,
+            "join_successes": join_successes,
+            "evaluate_every": evaluate_every or 0,
+        }
         config = read_settings(FinetuneConfig, {**asked, **alone}, "finetune")
         _tell([_watched("finetune", json, run_finetuning, config)], json)
         return
     from learners.online import learn_online
     from learners.online_run import OnlineConfig
 
-    if branch is not None or join_successes:
+    if branch is not None or join_successes or evaluate_every is not None:
         raise UsageError(
-            "Expected neither --branch nor --join-successes with --service, whose branch takes "
-            "the rollouts; leave them out."
+            "Expected none of --branch, --join-successes and --evaluate-every with --service, "
+            "whose branch takes the rollouts of actors; leave them out."
         )
     beside = {
         "service": service,
@@ -222,8 +251,7 @@ def finetune(
         "max_age": max_age,
         "log_rows": log_rows,
     }
-    token = None if token_file is None else token_file.read_text()
-    learn = functools.partial(learn_online, token=token)
+    learn = functools.partial(learn_online, token=read_token(token_file))
     online = read_settings(OnlineConfig, {**asked, **beside}, "finetune")
     _tell([_watched("finetune", json, learn, online)], json)
 

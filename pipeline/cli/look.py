@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.output import Json, StoreArg, StoreRef, emit, say, size, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +45,10 @@ def register(app: typer.Typer) -> None:
 
 
 def log(
-    store: StoreRef, limit: Annotated[int, typer.Option("--limit", min=1)] = 50, json: Json = False
+    store: StoreRef,
+    limit: Annotated[int, typer.Option("--limit", min=1)] = 50,
+    tls_ca: TlsCa = None,
+    json: Json = False,
 ) -> None:
     from pipeline.store.store import open_store, parse_ref
 
@@ -74,7 +78,7 @@ def log(
     )
 
 
-def show(store: StoreRef, json: Json = False) -> None:
+def show(store: StoreRef, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.curation.select import describe as describe_curation
     from pipeline.jobs.summary import describe
     from pipeline.store.store import open_store, parse_ref
@@ -119,7 +123,7 @@ def show(store: StoreRef, json: Json = False) -> None:
     table(("source", "format"), [(s["where"], s["format"]) for s in facts["sources"]])
 
 
-def diff(store: StoreArg, ref1: str, ref2: str, json: Json = False) -> None:
+def diff(store: StoreArg, ref1: str, ref2: str, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.store.store import open_store
 
     changes = open_store(store).diff(ref1, ref2)
@@ -152,6 +156,7 @@ def episodes(
     limit: Annotated[int | None, typer.Option("--limit", min=1)] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     unscored: Unscored = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from pipeline.curation.select import check_unscored
@@ -192,7 +197,7 @@ _SHOWN = (
 )
 
 
-def query(store: StoreRef, sql: str, json: Json = False) -> None:
+def query(store: StoreRef, sql: str, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.store.store import open_version
 
     result = open_version(store).query(sql)
@@ -202,7 +207,7 @@ def query(store: StoreRef, sql: str, json: Json = False) -> None:
         table(result.column_names, [tuple(row.values()) for row in result.to_pylist()])
 
 
-def stats(store: StoreRef, json: Json = False) -> None:
+def stats(store: StoreRef, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.jobs.summary import field_stats
     from pipeline.store.store import open_version
 
@@ -221,7 +226,7 @@ def stats(store: StoreRef, json: Json = False) -> None:
         table(("field", "encoding", "rows", "bytes"), held)
 
 
-def quarantine(store: StoreRef, json: Json = False) -> None:
+def quarantine(store: StoreRef, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.store.store import open_store, parse_ref
 
     url, ref = parse_ref(store)

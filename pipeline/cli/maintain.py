@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.output import Json, StoreArg, StoreRef, emit, note, say, size, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -106,6 +107,7 @@ def copy(
     branch: Annotated[
         str | None, typer.Option("--branch", metavar="NAME", help="Of STORE2; the same by default.")
     ] = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> int:
     from pipeline.cli.progress import steps_bar

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.output import Json, StoreRef, emit, say, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     from pipeline.store.store import Store
@@ -36,6 +37,7 @@ def tag(
     name: Name = None,
     list: List = False,
     delete: Delete = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     opened, ref = _opened(store)
@@ -55,6 +57,7 @@ def branch(
     name: Name = None,
     list: List = False,
     delete: Delete = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     opened, ref = _opened(store)

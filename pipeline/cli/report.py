@@ -8,6 +8,7 @@ import typer
 
 from pipeline.cli.look import Where
 from pipeline.cli.output import Json, StoreRef, emit, say
+from pipeline.cli.reaching import TlsCa
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +27,7 @@ def report(
     against: Annotated[
         str | None, typer.Option("--against", metavar="REF", help="Compare with this version.")
     ] = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from pipeline.cli.progress import count_bar

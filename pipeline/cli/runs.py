@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.output import Json, emit, say, table
+from pipeline.cli.reaching import TlsCa
 
 if TYPE_CHECKING:
     from pipeline.store.runs import RunReference
@@ -49,7 +50,7 @@ def register(app: typer.Typer) -> None:
     )(seen)
 
 
-def list_runs(store: Store, json: Json = False) -> None:
+def list_runs(store: Store, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.store import runs
     from pipeline.store.store import open_store
 
@@ -65,7 +66,7 @@ def list_runs(store: Store, json: Json = False) -> None:
     table(("run", "began", "versions read", "reads last"), rows)
 
 
-def show(store: Store, run: Run, json: Json = False) -> None:
+def show(store: Store, run: Run, tls_ca: TlsCa = None, json: Json = False) -> None:
     from pipeline.store import runs
     from pipeline.store.store import open_store
 
@@ -92,6 +93,7 @@ def replay(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run.")],
     step: Annotated[int, typer.Option("--step", min=0, help="Number of the batch, from 0.")],
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="An .npz file.")] = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     import numpy as np
@@ -134,6 +136,7 @@ def seen(
     run: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Count this run alone.")
     ] = None,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from pipeline.store.store import open_store

@@ -213,10 +213,10 @@ def test_starvation_ends_a_learner(world: tuple[Store, Path, Server]) -> None:
 
 def test_a_service_that_is_away_is_said(world: tuple[Store, Path, Server]) -> None:
     away = config(world, "away", service="http://127.0.0.1:9", starve_seconds=0.5)
-    with pytest.raises(OutOfTimeError, match=r"Expected an answer of the service within 0\.5 s"):
+    with pytest.raises(OutOfTimeError, match=r"service that answers.* stayed so for 0\.5 s"):
         learn_online(away)
     gone = {"service": "http://127.0.0.1:9", "wait_seconds": 0.5, "policy": "x"}
-    with pytest.raises(OutOfTimeError, match="Expected an answer of the service"):
+    with pytest.raises(OutOfTimeError, match="Expected a service that answers"):
         act(ActingConfig(environment=ENVIRONMENT, **gone))  # type: ignore[arg-type]
 
 

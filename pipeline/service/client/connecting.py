@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow.flight as fl
 
-from pipeline.service.client.settings import ClientSettings
+from pipeline.service.client.settings import ClientSettings, root_certs
 from schemas.errors import ConfigError
 from schemas.tracing import HEADER
 
@@ -31,9 +31,7 @@ class Addresses:
         self._token = token
         self._lock = threading.Lock()
         self._at = 0
-        self._roots: bytes | None = None
-        if settings.tls_root_certs is not None:
-            self._roots = settings.tls_root_certs.read_bytes()
+        self._roots = root_certs(settings)
 
     def connect(self) -> tuple[fl.FlightClient, int]:
         """Returns a connection of its own to the server whose turn it is, and its number."""

@@ -26,7 +26,13 @@ import pyarrow.flight as fl
 from pipeline.service.client.connecting import SCHEMES, Addresses
 from pipeline.service.client.faults import WIRE, error_of, error_of_kind
 from pipeline.service.client.outbox import Offset
-from pipeline.service.client.settings import ClientSettings, producer_name, token_text
+from pipeline.service.client.settings import (
+    ClientSettings,
+    producer_name,
+    root_certs,
+    root_certs_path,
+    token_text,
+)
 from schemas.episode import Episode
 from schemas.errors import (
     BusyError,
@@ -81,7 +87,7 @@ class ControlClient:
         settings: how long a call may take, and who signed the certificate.
 
     Raises:
-        ConfigError: if the address is none.
+        ConfigError: if the address is none, or the file of the authority.
     """
 
     def __init__(
@@ -97,8 +103,8 @@ class ControlClient:
         self._token = token_text(token)
         self._settings = settings or ClientSettings()
         self._found: ServiceAddresses | None = None
-        roots = self._settings.tls_root_certs
-        tls = ssl.create_default_context(cafile=None if roots is None else str(roots))
+        roots = root_certs(self._settings)
+        tls = ssl.create_default_context(cadata=None if roots is None else roots.decode())
         # Neither a proxy nor another place is told the token.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls), _Stay()
@@ -205,7 +211,7 @@ class ControlClient:
 
     def store_options(self) -> dict[str, Any]:
         """Returns the `storage_options` that open the service's store at its data address."""
-        roots = self._settings.tls_root_certs
+        roots = root_certs_path(self._settings)
         given = {"token": self._token, "tls_root_certs": None if roots is None else str(roots)}
         return {name: value for name, value in given.items() if value is not None}
 
@@ -277,11 +283,7 @@ class ControlClient:
         except (OSError, ValueError, HTTPException) as error:  # a URLError is an OSError
             if not is_http:
                 self._found = None  # it may have come back with other ports
-            raise TransientError(
-                f"Expected a service that answers, came: {getattr(error, 'reason', error)}; check "
-                f"the address, and that it runs.",
-                where=url,
-            ) from None
+            raise TransientError(_silence(error), where=url) from None
         if len(data) > most:
             raise UntrustedError(f"Expected an answer of at most {most:,} bytes, came more.")
         return data, told
@@ -295,6 +297,17 @@ class ControlClient:
                 return TransientError(f"The service answered {error.code}.", where=self.address)
             wait = error.headers.get("retry-after", "")
             return error_of_kind(kind, message, float(wait) if wait.isdigit() else None)
+
+
+def _silence(error: Exception) -> str:
+    """Returns the sentence on a service that did not answer: why, and what to do."""
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return (
+            f"Expected a certificate that is trusted here, came: {reason.verify_message}; name the "
+            f"authority that signed it by --tls-ca, tls_root_certs or PENSTOCK_TLS_CA."
+        )
+    return f"Expected a service that answers, came: {reason}; check the address, and that it runs."
 
 
 def _body(episode: Episode, settings: ClientSettings) -> bytes:

@@ -50,7 +50,8 @@ def error_of(error: Exception) -> PenstockError:
         return OutOfTimeError(f"The service did not answer in time: {said}.")
     return TransientError(
         f"Expected a service that answers, came: {said}; check the address, that it runs, and "
-        f"that both sides use TLS or neither (a refused certificate looks the same)."
+        f"that both sides use TLS or neither (a refused certificate looks the same: --tls-ca, "
+        f"tls_root_certs or PENSTOCK_TLS_CA names its authority)."
     )
 
 

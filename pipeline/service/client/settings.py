@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from schemas.errors import ConfigError
 from schemas.tracing import traceparent_of
 
 TOKEN_VARIABLE = "PENSTOCK_TOKEN"
+TLS_CA_VARIABLE = "PENSTOCK_TLS_CA"
+"""The authority's file where no setting names one, for processes that others start."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class ClientSettings:
     chance, so that clients do not come back all at once."""
     max_backoff_seconds: float = 5.0
     tls_root_certs: Path | None = None
-    """The authority that signed the service's certificate, in PEM; by default the system's."""
+    """The authority that signed the service's certificate, in PEM; by default that of the
+    environment variable PENSTOCK_TLS_CA, else the system's."""
     traceparent: str | None = None
     """Of W3C's Trace Context: goes with every call, into the service's log."""
     seed: int | None = None
@@ -78,3 +82,39 @@ def token_text(token: str | None) -> str | None:
     """Returns the token that is given, else the one of the environment, else None."""
     text = token if token is not None else os.environ.get(TOKEN_VARIABLE)
     return text.strip() if text else None
+
+
+def root_certs_path(settings: ClientSettings) -> Path | None:
+    """Returns the file of the authority that is given, else that of the environment, else None."""
+    given = settings.tls_root_certs or os.environ.get(TLS_CA_VARIABLE)
+    return Path(given) if given else None
+
+
+def root_certs(settings: ClientSettings) -> bytes | None:
+    """Returns the authority whose certificates are trusted, in PEM; None for the system's.
+
+    Raises:
+        ConfigError: if its file cannot be read, or holds no certificate.
+    """
+    path = root_certs_path(settings)
+    return None if path is None else checked_certs(path)
+
+
+def checked_certs(path: Path) -> bytes:
+    """Returns what a file of certificates holds.
+
+    Raises:
+        ConfigError: if it cannot be read, or holds none.
+    """
+    try:
+        found = path.read_bytes()
+        # A private key beside the certificate would pass, too, but nothing that is no certificate.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found.decode("ascii"))
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        says = "none" if isinstance(error, ssl.SSLError | ValueError) else error.strerror
+        raise ConfigError(
+            f"Expected a file of certificates in PEM, came: {says}; name that of the authority "
+            f"that signed the service's certificate.",
+            where=str(path),
+        ) from None
+    return found
