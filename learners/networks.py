@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,11 @@ from learners.stacked import stacked_mlp
 
 LOG_STD_MIN = -5.0
 LOG_STD_MAX = 2.0
+
+FIRST_BIAS = 0.1
+
+Norm = bool | Literal["after"]
+"""Whether hidden layers are normalised, with a learned scale: before their activation, or after."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -37,7 +43,7 @@ class MLP(nn.Module):
         generators: one per agent, draws its initial weights; nothing else does.
         members: E, networks of one agent that see the same inputs.
         activation: a key of `ACTIVATIONS`.
-        layer_norm: normalise each hidden layer before its activation, with a learned scale.
+        layer_norm: normalise each hidden layer before its activation, or `after` it.
         dropout: share of hidden units dropped in training.
         noise: draws what is dropped; needed with `dropout`.
     """
@@ -49,7 +55,7 @@ class MLP(nn.Module):
         members: int = 1,
         *,
         activation: str = "relu",
-        layer_norm: bool = False,
+        layer_norm: Norm = False,
         dropout: float = 0.0,
         noise: Noise | None = None,
     ) -> None:
@@ -58,6 +64,7 @@ class MLP(nn.Module):
         self.dropout, self.noise = dropout, noise
         self.activation = ACTIVATIONS[activation]
         self._is_plain = activation == "relu" and not layer_norm
+        self._norms_after = layer_norm == "after"
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         self.scales = nn.ParameterList()
@@ -93,13 +100,19 @@ class MLP(nn.Module):
         for index, (weight, bias) in enumerate(self._layers):
             hidden = torch.baddbmm(bias, hidden, weight)
             if index < last:
-                if self._norms:
-                    scale, shift = self._norms[index]
-                    hidden = functional.layer_norm(hidden, hidden.shape[-1:]) * scale + shift
+                if self._norms and not self._norms_after:
+                    hidden = self._normed(hidden, index)
                 hidden = self.activation(hidden)
+                if self._norms_after:
+                    hidden = self._normed(hidden, index)
                 if self.dropout and self.training:
                     hidden = self._drop(hidden)
         return hidden
+
+    def _normed(self, hidden: Tensor, index: int) -> Tensor:
+        scale, shift = self._norms[index]
+        normed: Tensor = functional.layer_norm(hidden, hidden.shape[-1:]) * scale + shift
+        return normed
 
     def _stacked(self, inputs: Tensor) -> Tensor:
         """The inputs of each network, (K E, B, I)."""
@@ -114,6 +127,29 @@ class MLP(nn.Module):
         keep = 1.0 - self.dropout
         drawn = self.noise.uniform(self.members, *hidden.shape[1:]).flatten(0, 1)
         return hidden * (drawn < keep) / keep
+
+
+@torch.no_grad()
+def draw_uniformly(network: MLP, generators: Sequence[torch.Generator], last: float) -> None:
+    """Draws the weights of a network anew, in place, so that what it says begins near 0.
+
+    Hidden weights are uniform within 1 / sqrt(inputs), their biases `FIRST_BIAS`; those of the last
+    layer are uniform within a bound. The authors of EDAC begin so, and those of ReBRAC after them.
+
+    Args:
+        network: what to draw.
+        generators: one per agent.
+        last: the bound.
+    """
+    *hidden, end = zip(network.weights, network.biases, strict=True)
+    for agent, generator in enumerate(generators):
+        mine = slice(agent * network.members, (agent + 1) * network.members)
+        for weight, bias in hidden:
+            bound = weight.shape[1] ** -0.5
+            weight[mine].uniform_(-bound, bound, generator=generator)
+            bias[mine].fill_(FIRST_BIAS)
+        for parameter in end:
+            parameter[mine].uniform_(-last, last, generator=generator)
 
 
 class GaussianPolicy(nn.Module):
@@ -160,7 +196,7 @@ class TanhPolicy(nn.Module):
         sizes: Sequence[int],
         generators: Sequence[torch.Generator],
         activation: str = "relu",
-        layer_norm: bool = False,
+        layer_norm: Norm = False,
     ) -> None:
         super().__init__()
         self.trunk = MLP(sizes, generators, activation=activation, layer_norm=layer_norm)
@@ -181,7 +217,7 @@ class SquashedGaussianPolicy(nn.Module):
         sizes: Sequence[int],
         generators: Sequence[torch.Generator],
         activation: str = "relu",
-        layer_norm: bool = False,
+        layer_norm: Norm = False,
     ) -> None:
         super().__init__()
         *hidden, actions = sizes

@@ -15,22 +15,30 @@ episode was cut off there is none, so nothing is subtracted; where it ended noth
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from learners.base import Batch, Transitions
 from learners.inputs import at_step
 from learners.losses import masked_mean
-from learners.networks import MLP, TanhPolicy
+from learners.networks import MLP, Norm, TanhPolicy, draw_uniformly
 from learners.ranks import ALONE, Ranks
 from learners.settings import LearnerSettings, StreamNeeds
 from learners.td3 import TD3, TD3Settings, value_weight
 
+POLICY_BOUND, CRITIC_BOUND = 1e-3, 3e-3
+"""Within which weights of last layers are drawn."""
+
 
 class ReBRACSettings(TD3Settings):
-    """Hyperparameters of ReBRAC; the defaults are the paper's, whose batches have 1024 rows."""
+    """Hyperparameters of ReBRAC; the defaults are those of the authors' code.
+
+    Their batches have 1024 rows, which are a run's own setting, and their penalties differ from one
+    data set to another.
+    """
 
     policy_penalty: float = Field(default=1.0, ge=0)
     """beta1: how much the policy's distance from the data costs (per dataset, 0.001 to 1)."""
@@ -44,12 +52,22 @@ class ReBRACSettings(TD3Settings):
     """Normalise the critics' hidden layers."""
     policy_layer_norm: bool = False
     """Normalise the policy's hidden layers."""
+    norm: Literal["before", "after"] = "after"
+    """Where hidden layers are normalised: before or after their activation."""
     critic_rate: float = Field(default=1e-3, gt=0)
     """Adam's rate for the twin critics."""
     policy_rate: float = Field(default=1e-3, gt=0)
     """Adam's rate for the policy."""
     standardise: bool = False
     """Standardise observations by the data's mean and standard deviation; the authors do not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_they_were_kept(cls, given: Any) -> Any:
+        """Runs that kept all settings before there was `norm` had normalised before activations."""
+        if isinstance(given, Mapping) and cls.model_fields.keys() - given.keys() == {"norm"}:
+            return {**given, "norm": "before"}
+        return given
 
 
 def penalised_values(
@@ -97,15 +115,18 @@ class ReBRAC(TD3):
         """Returns them with the settings' activations and normalised layers."""
         settings, initial = self.settings, self.agents.initial
         hidden, activation = settings.hidden, settings.activation
+        norm: Norm = "after" if settings.norm == "after" else True
         sizes = (states, *hidden, actions)
-        policy = TanhPolicy(sizes, initial, activation, settings.policy_layer_norm)
+        policy = TanhPolicy(sizes, initial, activation, settings.policy_layer_norm and norm)
+        draw_uniformly(policy.trunk, initial, POLICY_BOUND)
         critics = MLP(
             (states + actions, *hidden, 1),
             initial,
             members=2,
             activation=activation,
-            layer_norm=settings.critic_layer_norm,
+            layer_norm=settings.critic_layer_norm and norm,
         )
+        draw_uniformly(critics, initial, CRITIC_BOUND)
         return policy, critics
 
     def read(self, batch: Batch) -> Transitions:

@@ -16,6 +16,9 @@ from torch import Tensor
 class Network:
     """One multi-layer perceptron, with ReLU, and layer norm where its numbers hold scales."""
 
+    norms_after = False
+    """Whether layer norm comes after ReLU."""
+
     def __init__(self, state: Mapping[str, Tensor], prefix: str, member: int = 0) -> None:
         def taken(kind: str) -> list[Tensor]:
             found: list[Tensor] = []
@@ -31,13 +34,18 @@ class Network:
             x = x @ weight + bias
             if index == len(self.weights) - 1:
                 break
-            if self.scales:
-                mean = x.mean(dim=-1, keepdim=True)
-                variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
-                x = (x - mean) / torch.sqrt(variance + 1e-5)
-                x = x * self.scales[index] + self.shifts[index]
+            if self.scales and not self.norms_after:
+                x = self.normed(x, index)
             x = self.bent(x)
+            if self.scales and self.norms_after:
+                x = self.normed(x, index)
         return x
+
+    def normed(self, x: Tensor, index: int) -> Tensor:
+        mean = x.mean(dim=-1, keepdim=True)
+        variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
+        x = (x - mean) / torch.sqrt(variance + 1e-5)
+        return x * self.scales[index] + self.shifts[index]
 
     def bent(self, x: Tensor) -> Tensor:
         return x.clamp(min=0)

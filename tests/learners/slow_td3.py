@@ -73,6 +73,11 @@ class SlowReBRAC(SlowTD3BC):
     beta1: float = 1.0
     beta2: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for network in self.networks.values():
+            network.norms_after = True
+
     def penalised(self, values: Tensor, action: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         lowered = values.clone()
         for row in range(len(values)):

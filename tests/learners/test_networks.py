@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from learners.networks import MLP, SquashedGaussianPolicy, TanhPolicy, squashed_log_prob
+from learners.networks import (
+    FIRST_BIAS,
+    MLP,
+    Norm,
+    SquashedGaussianPolicy,
+    TanhPolicy,
+    draw_uniformly,
+    squashed_log_prob,
+)
 from learners.noise import Noise
 from learners.optimiser import descend, flatten, frozen, make_adam
 from tests.learners.slow_parts import Network, squashed
@@ -17,8 +25,8 @@ def _generators(count: int = 1) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_members_are_plain_networks(layer_norm: bool) -> None:
+@pytest.mark.parametrize("layer_norm", [False, True, "after"])
+def test_members_are_plain_networks(layer_norm: Norm) -> None:
     made = MLP((3, 8, 8, 2), _generators(2), members=3, layer_norm=layer_norm)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -29,9 +37,33 @@ def test_members_are_plain_networks(layer_norm: bool) -> None:
     for agent in range(2):
         for member in range(3):
             plain = Network(made.state_dict(), "", agent * 3 + member)
-            assert bool(plain.scales) == layer_norm
+            plain.norms_after = layer_norm == "after"
+            assert bool(plain.scales) == bool(layer_norm)
             expected = plain(x[agent].double()).float()
             torch.testing.assert_close(found[agent, member], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("layer_norm", "expected"), [(True, 1.0), ("after", 2.0)])
+def test_layer_norm_stands_on_its_side_of_the_activation(layer_norm: Norm, expected: float) -> None:
+    """Hidden (3, -1): before ReLU the norm is (1, -1), so (1, 0); after it, of (3, 0), (1, -1)."""
+    network = MLP((1, 2, 1), _generators(), layer_norm=layer_norm)
+    with torch.no_grad():
+        network.weights[0].copy_(torch.tensor([[[3.0, -1.0]]]))
+        network.weights[1].copy_(torch.tensor([[[1.0], [-1.0]]]))
+    assert network(torch.ones(1, 1, 1)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_uniform_weights_are_each_agents_own() -> None:
+    both, alone = (MLP((4, 64, 64, 2), _generators(n), members=3) for n in (2, 1))
+    draw_uniformly(both, _generators(2), 3e-3)
+    draw_uniformly(alone, _generators(1), 3e-3)
+    for found, expected in zip(both.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(found[:3], expected)
+    for weight, bias, bound in zip(both.weights, both.biases, (0.5, 0.125, 3e-3), strict=True):
+        assert 0.97 * bound < weight.abs().max() <= bound
+        is_last = bound == 3e-3
+        assert bias.abs().max() <= 3e-3 if is_last else bool((bias == FIRST_BIAS).all())
+        assert not torch.equal(weight[0], weight[1])
 
 
 def test_activations_differ_and_are_named() -> None:

@@ -194,3 +194,23 @@ def test_exploration_is_the_policys_own() -> None:
     noise = torch.ones(B, A, dtype=torch.float64)
     expected = made.act(states).double() + 0.2
     torch.testing.assert_close(made.explore(states, noise), expected, rtol=0, atol=1e-6)
+
+
+def test_policy_and_values_of_rebrac_begin_near_zero() -> None:
+    made = learner("rebrac", seed=[0, 1], policy_layer_norm=True)
+    pairs = torch.cat([rows(0)["observations"], rows(0)["actions"]], dim=1).expand(2, -1, -1)
+    assert made.critics(pairs).abs().max() < 0.06
+    assert made.act(rows(0)["observations"], agent=1).abs().max() < 0.02
+
+
+def test_kept_settings_without_norm_mean_the_norm_of_their_time() -> None:
+    """Checkpoints hold all settings of their time; who sets some gets the defaults of today."""
+    kept = learner("rebrac").settings.model_dump(mode="json")
+    assert kept.pop("norm") == "after"
+    assert learner("rebrac", **kept).settings.norm == "before"
+    batch = windows(0)
+    old, new = learner("rebrac", **kept), learner("rebrac")
+    assert_same(old, new)
+    old.update(batch)
+    new.update(batch)
+    assert differ(old, new, "critics")
