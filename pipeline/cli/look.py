@@ -169,15 +169,15 @@ def episodes(
         name = sort.removeprefix("-")
         pick_columns(found, [name])
         found = found.sort_by([(name, "descending" if sort.startswith("-") else "ascending")])
-    wanted = columns.split(",") if columns else None
-    found = pick_columns(found, wanted)
+    found = pick_columns(found, columns.split(",") if columns else None)
     shown = found if limit is None else found.slice(0, limit)
     if json:
         emit({"episodes": shown.to_pylist()})
     elif csv:
         _write_csv(shown)
     else:
-        names = wanted or [n for n in _SHOWN if n in found.column_names]
+        known = found.column_names
+        names = known if columns else [name for name in _SHOWN if name in known]
         rows = shown.select(names).slice(0, limit or 40)
         table(names, [tuple(row.values()) for row in rows.to_pylist()])
         say(f"{rows.num_rows:,} of {found.num_rows:,} episodes")

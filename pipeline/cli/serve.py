@@ -85,13 +85,14 @@ def serve(
     from pipeline.cli.output import emit
     from pipeline.jobs.summary import describe
     from pipeline.service import serve as service
-    from pipeline.service.config import service_config
+    from pipeline.service.config import log_folder, service_config
     from pipeline.service.logs import log_to
     from pipeline.store.store import open_store
     from schemas.sizes import parse_bytes
 
+    _check_place(store)
     settings: dict[str, Any] = {
-        **{"host": host, "port": port, "http_port": http_port, "wal": _wal(store, wal)},
+        **{"host": host, "port": port, "http_port": http_port, "wal": log_folder(store, wal)},
         **{"token_file": token_file, "no_token": no_token, "tls_cert": tls_cert},
         **{"tls_key": tls_key, "allowed_hosts": tuple(allowed_hosts or ()), "branch": branch},
         **{"new_spec": new_spec, "seal_every": seconds(seal_every)},
@@ -125,14 +126,19 @@ def seconds(text: str) -> float:
     return value
 
 
-def _wal(store: str, wal: Path | None) -> Path:
-    from schemas.errors import UsageError
+def _check_place(store: str) -> None:
+    """Refuses to make a store of a name that other commands would take for STORE@REF."""
+    from pipeline.store.store import open_store, parse_ref
+    from schemas.errors import NotFoundError, UsageError
 
-    if wal is not None:
-        return wal
-    if "://" in store:
+    place, ref = parse_ref(store)
+    if place == store:
+        return
+    try:
+        open_store(store)
+    except NotFoundError:
         raise UsageError(
-            f"Expected --wal DIR, a folder on a disk of this machine, for the store at {store}: "
-            f"its log cannot be there."
-        )
-    return Path(store) / "wal"
+            f"Expected the place of a store, came one with the reference {ref!r}; a service "
+            f"serves all branches, and --branch names that of the rollouts.",
+            where=store,
+        ) from None

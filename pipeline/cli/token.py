@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,9 +17,13 @@ StorePlace = Annotated[
     str | None,
     typer.Argument(metavar="[STORE]", help="A folder that `penstock serve` serves."),
 ]
+Wal = Annotated[
+    Path | None,
+    typer.Option("--wal", metavar="DIR", help="The service's log, if not in STORE/wal."),
+]
 TokenFile = Annotated[
-    str | None,
-    typer.Option("--token-file", metavar="FILE", help="Of the service; default STORE/wal/token."),
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="The service's, if not WAL/token."),
 ]
 
 
@@ -67,6 +72,7 @@ def create(
     unsealed_bytes: Annotated[
         str | None, typer.Option("--unsealed-bytes", metavar="SIZE", help="Not in the store yet.")
     ] = None,
+    wal: Wal = None,
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
@@ -89,7 +95,11 @@ def create(
             unsealed_bytes=None if unsealed_bytes is None else parse_bytes(unsealed_bytes),
         ),
     )
-    token, text = _book(store, token_file).create(wanted)
+    book = _book(store, wal, token_file)
+    is_new = not book.path.exists()
+    token, text = book.create(wanted)
+    if is_new:
+        note(f"A new book of tokens: {book.path}; a server that has --wal elsewhere reads another.")
     if json:
         emit({**_told(token), "token": text})
     else:
@@ -97,8 +107,10 @@ def create(
         note(f"{token.name} ({token.id}) may {', '.join(token.scopes)}; this is shown once.")
 
 
-def list_(store: StorePlace = None, token_file: TokenFile = None, json: Json = False) -> None:
-    found = _book(store, token_file).tokens()
+def list_(
+    store: StorePlace = None, wal: Wal = None, token_file: TokenFile = None, json: Json = False
+) -> None:
+    found = _known_book(store, wal, token_file).tokens()
     if json:
         emit({"tokens": [_told(token) for token in found]})
         return
@@ -116,6 +128,7 @@ def revoke(
     where: Annotated[
         list[str], typer.Argument(metavar="[STORE] TOKEN", help="The token's id or name.")
     ],
+    wal: Wal = None,
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
@@ -123,29 +136,51 @@ def revoke(
 
     if len(where) > 2:
         raise UsageError(f"Expected [STORE] TOKEN, came {len(where)} arguments.")
-    token = _book(where[0] if len(where) == 2 else None, token_file).revoke(where[-1])
+    book = _known_book(where[0] if len(where) == 2 else None, wal, token_file)
+    token = book.revoke(where[-1])
     if json:
         emit(_told(token))
     else:
         say(f"revoked {token.id} ({token.name})")
 
 
-def _book(store: str | None, token_file: str | None) -> TokenBook:
-    from pathlib import Path
-
+def _book(store: str | None, wal: Path | None, token_file: Path | None) -> TokenBook:
+    """Returns the book of the server that has these settings."""
+    from pipeline.service.config import log_folder, token_place
     from pipeline.service.token_book import TokenBook, book_of
     from schemas.errors import NotFoundError, UsageError
 
-    if token_file is not None:
-        return TokenBook(book_of(Path(token_file)))
-    if store is None or "://" in store:
+    if store is None and wal is None and token_file is None:
         raise UsageError(
-            f"Expected the folder of a store, or --token-file FILE as `penstock serve` prints it, "
-            f"came {store or 'none'}."
+            "Expected the folder of a store, --wal DIR or --token-file FILE, as the service has "
+            "them, came none."
         )
-    if not Path(store).is_dir():
+    if token_file is not None:
+        return TokenBook(book_of(token_file))
+    folder = log_folder(store or "", wal)
+    if wal is not None and not wal.is_dir():
+        raise NotFoundError("Expected the folder of a service's log, came none.", where=str(wal))
+    if wal is None and not folder.parent.is_dir():
         raise NotFoundError("Expected the folder of a store, came none.", where=store)
-    return TokenBook(book_of(Path(store) / "wal" / "token"))
+    return TokenBook(book_of(token_place(folder, None)))
+
+
+def _known_book(store: str | None, wal: Path | None, token_file: Path | None) -> TokenBook:
+    """Returns the book of a server that has one.
+
+    Raises:
+        NotFoundError: if there is none.
+    """
+    from schemas.errors import NotFoundError
+
+    book = _book(store, wal, token_file)
+    if not book.path.is_file():
+        raise NotFoundError(
+            "Expected a book of tokens, came none; name the log's folder by --wal, or the token "
+            "file by --token-file, as the service has them.",
+            where=str(book.path),
+        )
+    return book
 
 
 def _told(token: Token) -> dict[str, object]:

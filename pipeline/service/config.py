@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from schemas.document import Document
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, UsageError
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -76,7 +76,7 @@ class ServiceConfig(Document):
     @property
     def token_path(self) -> Path | None:
         """Where the first token's text is; None for a service without tokens."""
-        return None if self.no_token else self.token_file or self.wal / "token"
+        return None if self.no_token else token_place(self.wal, self.token_file)
 
 
 def service_config(settings: Mapping[str, Any]) -> ServiceConfig:
@@ -108,6 +108,27 @@ def service_config(settings: Mapping[str, Any]) -> ServiceConfig:
     if not is_loopback(config.host):
         _check_public(config)
     return config
+
+
+def log_folder(store: str, wal: Path | None) -> Path:
+    """Returns where the log of a server is: the folder that is named, else `wal` in its store.
+
+    Raises:
+        UsageError: if none is named and the store is on no disk of this machine.
+    """
+    if wal is not None:
+        return wal
+    if "://" in store:
+        raise UsageError(
+            f"Expected --wal DIR, a folder on a disk of this machine, for the store at {store}: "
+            f"its log cannot be there."
+        )
+    return Path(store) / "wal"
+
+
+def token_place(wal: Path, token_file: Path | None) -> Path:
+    """Returns where a server keeps its first token; the book of its tokens lies beside it."""
+    return token_file or wal / "token"
 
 
 def is_loopback(host: str) -> bool:

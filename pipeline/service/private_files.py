@@ -17,6 +17,7 @@ def write_private(path: Path, data: bytes) -> None:
     try:
         try:
             os.fchmod(handle, 0o600)
+            _give(handle, path if path.exists() else path.parent)
             view = memoryview(data)
             while view:
                 view = view[os.write(handle, view) :]
@@ -34,11 +35,19 @@ def write_private(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def _give(handle: int, like: Path) -> None:
+    """Gives what root makes to the owner of a file or folder: to the user of the service."""
+    if os.geteuid() == 0:
+        stat = like.stat()
+        os.fchown(handle, stat.st_uid, stat.st_gid)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keeps all other processes and threads out that ask for the same lock file."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        _give(handle, path.parent)
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

@@ -49,7 +49,7 @@ def public_columns(table: pa.Table) -> list[str]:
 
 
 def pick_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    """Returns some public columns of an episode table; None takes all.
+    """Returns some public columns of an episode table, each once; None takes all.
 
     Raises:
         UnknownNameError: naming the nearest columns.
@@ -60,7 +60,7 @@ def pick_columns(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
             raise UnknownNameError(
                 f"Expected a column of this version, came {name!r}; {suggest(name, known)}"
             )
-    return table.select(known if columns is None else list(columns))
+    return table.select(known if columns is None else list(dict.fromkeys(columns)))
 
 
 def stored_rows(catalog: Catalog, state: State) -> pa.Table:

@@ -101,6 +101,14 @@ def test_episodes_filters_sorts_limits_and_writes_csv(loaded, penstock):
     assert "2 of 6 episodes" in out
 
 
+@pytest.mark.parametrize("form", [(), ("--csv",), ("--json",)], ids=str)
+def test_a_column_asked_for_twice_is_there_once(loaded, penstock, form):
+    code, out, _ = penstock("episodes", loaded, "--columns", "length,success,length", *form)
+    assert code == 0
+    first = out.splitlines()[0]
+    assert (first.count("length"), first.count("success")) in ((1, 1), (6, 6))
+
+
 def test_query_and_stats(loaded, penstock):
     sql = "SELECT count(*) AS n, max(length) AS longest FROM episodes"
     assert as_json(penstock("query", loaded, sql, "--json"))["rows"] == [{"n": 6, "longest": 80}]

@@ -151,6 +151,16 @@ def test_what_is_wrong_is_said(
     assert not (tmp_path / "s").exists()
 
 
+def test_a_reference_is_no_part_of_a_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No other command could name such a store: `STORE@main` is a version of `STORE`."""
+    assert main(["serve", str(tmp_path / "s@main"), *ARGUMENTS, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["kind"], list(tmp_path.iterdir())) == ("usage", [])
+    assert "--branch" in error["message"]
+
+
 def test_a_store_behind_a_url_needs_a_log_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "s3://bucket/store", "--json"]) == 2
     assert "--wal" in json.loads(capsys.readouterr().out)["error"]["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -285,10 +286,56 @@ def test_the_command(tmp_path, capsys):
     assert (code, error["error"]["kind"]) == (2, "not_found")
 
 
+def test_the_command_finds_the_book_of_a_log_elsewhere(tmp_path, capsys):
+    """As a server with `--wal` keeps it: not in the store, where nothing is made."""
+    store, wal = tmp_path / "store", tmp_path / "log"
+    store.mkdir()
+    first_token(wal / "token")
+    at = (str(store), "--wal", str(wal))
+    code, made = cli(capsys, "token", "create", *at, "--name", "actor-1")
+    assert code == 0
+    assert TokenBook(book_of(wal / "token")).verify(made["token"]).name == "actor-1"
+    code, listed = cli(capsys, "token", "list", *at)
+    assert [one["name"] for one in listed["tokens"]][1:] == ["actor-1"]
+    assert cli(capsys, "token", "list", "--wal", str(wal)) == (0, listed)
+    code, gone = cli(capsys, "token", "revoke", str(store), "actor-1", "--wal", str(wal))
+    assert (code, gone["state"]) == (0, "revoked")
+    assert list(store.iterdir()) == []
+
+
+def test_a_book_that_is_new_is_said(tmp_path, capsys):
+    book = str(tmp_path / "wal" / "token.book")
+    for times, name in ((1, "a"), (0, "b")):
+        assert main(["token", "create", str(tmp_path), "--name", name]) == 0
+        assert capsys.readouterr().err.count(book) == times
+
+
+@pytest.mark.parametrize("command", [["list"], ["revoke", "x"]], ids=lambda one: one[0])
+def test_no_book_is_no_empty_book(tmp_path, capsys, command):
+    arguments = [*command[:1], str(tmp_path), *command[1:]]
+    code, said = cli(capsys, "token", *arguments)
+    assert (code, said["error"]["kind"]) == (2, "not_found")
+    assert "--wal" in said["error"]["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for others")
+def test_what_root_adds_to_belongs_to_the_service(tmp_path):
+    """Else a token that root makes would lock the service out of its own book."""
+    wal = tmp_path / "wal"
+    wal.mkdir()
+    os.chown(wal, 10001, 10002)
+    book = first_token(wal / "token")
+    book.create(request("more"))
+    found = {one.name: (one.stat().st_uid, one.stat().st_gid) for one in wal.iterdir()}
+    assert found == dict.fromkeys(("token", "token.book", ".token.book.lock"), (10001, 10002))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["create", "--name", "x"],
+        ["create", "STORE", "--wal", "/nowhere/at/all", "--name", "x"],
         ["create", "s3://bucket/store", "--name", "x"],
         ["create", "/nowhere/at/all", "--name", "x"],
         ["create", "STORE"],
