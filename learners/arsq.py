@@ -234,6 +234,7 @@ class ARSQ(GridLearner):
         descend(
             self.adam,
             settings.bellman_weight * bellman + settings.demonstration_weight * lead,
+            b.mask,
         )
         move_target(agents.flat["targets"], agents.flat["values"], settings.tau)
         return {

@@ -62,6 +62,7 @@ class BC(PixelLearner):
     name: ClassVar[str] = "bc"
     settings_kind: ClassVar[type[LearnerSettings]] = BCSettings
     settings: BCSettings
+    reads: ClassVar[tuple[str, ...]] = ("actions",)
 
     @classmethod
     def for_actions(cls, _normaliser: Normaliser) -> type[Learner]:
@@ -84,8 +85,9 @@ class BC(PixelLearner):
         split = self.agents.split
         states = self.learned_states(batch["observations"])
         actions = split(self.scaler.to_unit(batch["actions"]))
-        loss = self._loss(states, actions, split(batch["mask"].to(states)))
-        return {"policy_loss": descend(self.adam, loss)}
+        mask = split(batch["mask"].to(states))
+        loss = self._loss(states, actions, mask)
+        return {"policy_loss": descend(self.adam, loss, mask)}
 
     def _loss(self, states: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(self.policy, GaussianPolicy):
@@ -104,4 +106,4 @@ class BC(PixelLearner):
         """Returns the Gaussian's standard deviation (A,); 0 where only the mean was fitted."""
         if self.settings.loss == "mse" or not isinstance(self.policy, GaussianPolicy):
             return super().spread(agent)
-        return self.scaler.from_unit(self.policy.std()[agent]).cpu()
+        return self.scaler.spread(self.policy.std()[agent]).cpu()

@@ -119,7 +119,7 @@ class CQL(SoftLearner):
         gaps = self._gaps(b, q_t, self.value_floor(batch))
         beyond, multiplier = pressed(gaps, settings, self.multiplier)
 
-        descend(self.adam, actor + entropy + fitted + beyond + multiplier)
+        descend(self.adam, actor + entropy + fitted + beyond + multiplier, b.mask)
         move_target(agents.flat["targets"], agents.flat["critics"], settings.tau)
         return {
             "policy_loss": actor.detach(),

@@ -263,7 +263,8 @@ class CQN(GridLearner):
         demonstrated, weight = self.demonstrated(batch, b.mask)
         shown = dominance_loss(probs, taken, demonstrated)
         shown = weight * (shown + margin_loss(q, q_t, settings.margin, demonstrated))
-        self._descend(settings.critic_weight * critic + settings.demonstration_weight * shown)
+        loss = settings.critic_weight * critic + settings.demonstration_weight * shown
+        self._descend(self.adam.weighed(loss, b.mask))
         move_target(agents.flat["policy"], agents.flat["critic"], settings.tau)
         return {
             "critic_loss": critic.detach(),
@@ -300,4 +301,4 @@ class CQN(GridLearner):
         if self.is_discrete:
             return super().spread(agent)
         half = (self.codec.high - self.codec.low).float() / 2.0
-        return self.settings.exploration * self.scaler.from_unit(half).cpu()
+        return self.settings.exploration * self.scaler.spread(half).cpu()

@@ -87,7 +87,7 @@ class DiscreteCQL(Learner):
         gaps = discrete_gap(values, b.a_t, settings.sharpness).clamp(min=settings.lowest_gap)
         gaps = masked_mean(gaps, b.mask[:, None])
         beyond, multiplier = pressed(gaps, settings, self.multiplier)
-        descend(self.adam, fitted + beyond + multiplier)
+        descend(self.adam, fitted + beyond + multiplier, b.mask)
         move_target(agents.flat["targets"], agents.flat["critics"], settings.tau)
         return {
             "critic_loss": fitted.detach(),

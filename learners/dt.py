@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from learners.base import Batch, Learner
+from learners.eager import uncompiled
 from learners.losses import masked_mean
 from learners.settings import LearnerSettings, StreamNeeds
 from learners.transformer import Block, Dropout, Embedding, Linear, Norm
@@ -181,6 +182,7 @@ class DT(Learner):
         """
         steps, mask = self._steps(batch)
         loss = action_loss(self.network(steps), steps.actions, mask)
+        loss = self.adam.weighed(loss, mask)
         self._descend(loss)
         return {"policy_loss": loss.detach()}
 
@@ -195,6 +197,7 @@ class DT(Learner):
         found = Steps(split(returns), split(states), split(actions), split(places))
         return found, split(mask.to(states))
 
+    @uncompiled  # the rate changes with every update of the warm-up
     def _descend(self, loss: Tensor) -> None:
         settings, flat = self.settings, self.agents.flat["network"]
         self.adam.gradients(loss)

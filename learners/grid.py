@@ -113,15 +113,18 @@ class GridLearner(PixelLearner):
         """Returns 1 where a row counts and is of a demonstration, (K, B), and their weight (K,).
 
         A stream of one source does not say so: all of it is. Means over those rows of each of
-        several processes, times its weight, average to the mean over all of theirs.
+        several processes, times its weight, are to the losses of all rows what they would be in
+        one.
         """
         flags = batch.get("is_demonstration")
         if flags is None:
             flags = torch.ones_like(batch["mask"])
         found = mask * self.agents.split(torch.as_tensor(flags).to(mask))
-        count = found.sum(dim=-1)
-        everywhere = self.agents.ranks.average(count.clone())
-        return found, count / everywhere.clamp(min=1.0 / self.agents.ranks.size)
+        if self.agents.ranks.size == 1:
+            return found, torch.ones_like(found[:, 0])
+        weigh = self.agents.ranks.weight
+        of_all = weigh(mask.sum(dim=-1)).clamp(min=1e-6)  # by which descents weigh all that is lost
+        return found, weigh(found.sum(dim=-1)) / of_all
 
 
 def codec_of(settings: GridSettings, normaliser: Normaliser, device: str) -> Codec:
@@ -138,7 +141,10 @@ def codec_of(settings: GridSettings, normaliser: Normaliser, device: str) -> Cod
     is_free = settings.action_low is None and settings.action_high is None
     half = np.where((begin == end) & is_free, NARROW * np.maximum(np.abs(begin), 1.0), 0.0)
     scale = normaliser.action_scale.astype(np.float64)
-    low, high = (torch.as_tensor(one / scale, device=device) for one in (begin - half, end + half))
+    middle = 0.0 if normaliser.action_centre is None else normaliser.action_centre
+    low, high = (
+        torch.as_tensor((one - middle) / scale, device=device) for one in (begin - half, end + half)
+    )
     return Codec(settings.levels, settings.bins, low, high)
 
 

@@ -164,7 +164,8 @@ class IQL(PixelLearner):
         with torch.no_grad():
             q_target = self.targets(slow_pairs).squeeze(-1).amin(dim=1)  # (K, B)
         errors = q_target - self._values(held)
-        value = descend(self.value_adam, expectile_loss(errors, settings.expectile, b.mask))
+        fitted = expectile_loss(errors, settings.expectile, b.mask)
+        value = descend(self.value_adam, fitted, b.mask)
         with torch.no_grad():
             both = torch.cat([held, b.s_tp1], dim=1)
             v_t, v_tp1 = self._values(both).chunk(2, dim=1)
@@ -175,7 +176,7 @@ class IQL(PixelLearner):
         pairs = slow_pairs if slow is b.s_t else torch.cat([b.s_t, b.a_t], dim=-1)
         actor = policy_loss(self._log_probs(held, b.a_t), weights, b.mask)
         critic = critic_loss(self.critics(pairs).squeeze(-1), targets, b.mask)
-        descend(self.adam, actor + critic)
+        descend(self.adam, actor + critic, b.mask)
         move_target(agents.flat["targets"], agents.flat["critics"], settings.tau)
         return {
             "value_loss": value,
@@ -194,7 +195,7 @@ class IQL(PixelLearner):
         """Returns the policy's standard deviation (A,), in the environment's units."""
         if not isinstance(self.policy, GaussianPolicy):
             return super().spread(agent)
-        return self.scaler.from_unit(self.policy.std()[agent]).cpu()
+        return self.scaler.spread(self.policy.std()[agent]).cpu()
 
     def _log_probs(self, states: Tensor, actions: Tensor) -> Tensor:
         """Log pi(a|s) (K, B)."""

@@ -72,6 +72,18 @@ class FlatAdam:
             self.rates[group] = rate
 
     @uncompiled
+    def weighed(self, loss: Tensor, mask: Tensor) -> Tensor:
+        """Returns losses (K,), means over the rows of a mask, as they count among other ranks'.
+
+        Args:
+            loss: of each agent.
+            mask: 1 where a row counts, (K, ...).
+        """
+        if self.ranks.size == 1:
+            return loss
+        return loss * self.ranks.weight(mask.flatten(1).sum(dim=1))
+
+    @uncompiled
     def gradients(self, loss: Tensor) -> None:
         """Computes the parameters' gradients of the sum of the agents' losses (K,)."""
         for parameter in self.parameters:
@@ -113,8 +125,16 @@ def make_adam(*groups: tuple[nn.Parameter, float]) -> FlatAdam:
 
 
 @uncompiled
-def descend(optimiser: FlatAdam, loss: Tensor) -> Tensor:
-    """Takes one gradient step on the sum of the agents' losses (K,); returns them detached."""
+def descend(optimiser: FlatAdam, loss: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Takes one gradient step on the sum of the agents' losses (K,); returns them detached.
+
+    Args:
+        optimiser: of the parameters to move.
+        loss: means over rows.
+        mask: 1 where a row counts, (K, ...); None where all do.
+    """
+    if mask is not None:
+        loss = optimiser.weighed(loss, mask)
     optimiser.gradients(loss)
     optimiser.step()
     return loss.detach()

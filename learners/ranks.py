@@ -2,8 +2,9 @@
 
 `torchrun` starts the ranks. Every one holds the same networks and draws the same random numbers, of
 which it takes those of its own rows; gradients are averaged before each step, in one call for each
-flat parameter, so weights stay equal bit for bit. Where a number of the whole batch scales a loss,
-that is averaged, too. Rank 0 alone writes.
+flat parameter, so weights stay equal bit for bit. Where some rows do not count, losses weigh by how
+many of a rank's do, so that rows are alike whichever rank has them. Where a number of the whole
+batch scales a loss, that is averaged, too. Rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -45,6 +46,18 @@ class Ranks:
             distributed.all_reduce(mine)
             mine.div_(self.size)
         return mine
+
+    def weight(self, rows: Tensor) -> Tensor:
+        """Returns by what this rank's means over some rows are to be multiplied, (K,) to (K,).
+
+        The products then average over the ranks to the mean over all of theirs.
+
+        Args:
+            rows: how many rows of each agent count here.
+        """
+        if self.size == 1:
+            return torch.ones_like(rows)
+        return rows / self.average(rows.clone()).clamp(min=1.0 / self.size)
 
     def told(self, mine: T) -> T:
         """Returns what rank 0 gave, which is something that pickles."""

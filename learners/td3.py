@@ -63,7 +63,8 @@ def smoothed(actions: Tensor, noise: Tensor, scale: float, limit: float) -> Tens
 
 def value_weight(q_t: Tensor, mask: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Returns 1 / E[|Q|] of each agent over all ranks' rows, (K, B) to (K,), without a gradient."""
-    return 1.0 / ranks.average(masked_mean(q_t.detach().abs(), mask)).clamp(min=1e-8)
+    mine = ranks.weight(mask.sum(dim=-1)) * masked_mean(q_t.detach().abs(), mask)
+    return 1.0 / ranks.average(mine).clamp(min=1e-8)
 
 
 class TD3(Learner):
@@ -112,7 +113,7 @@ class TD3(Learner):
         rewards = b.rewards * settings.reward_scale + settings.reward_shift
         targets = critic_targets(rewards, b.discounts, self._v_tp1(b, batch))
         q_t = self.critics(torch.cat([b.s_t, b.a_t], dim=-1)).squeeze(-1)
-        critic = descend(self.critic_adam, critic_loss(q_t, targets, b.mask))
+        critic = descend(self.critic_adam, critic_loss(q_t, targets, b.mask), b.mask)
         is_due = phase == "both"
         return {
             "policy_loss": self._update_policy(b) if is_due else torch.full_like(critic, math.nan),
@@ -134,7 +135,7 @@ class TD3(Learner):
         with frozen(self.critics):
             q_t = self.critics(torch.cat([b.s_t, actions], dim=-1)).squeeze(-1)
             loss = self.policy_loss(q_t, actions, b)
-        loss = descend(self.policy_adam, loss)
+        loss = descend(self.policy_adam, loss, b.mask)
         move_target(flat["targets"], flat["critics"], tau)
         move_target(flat["policy_target"], flat["policy"], tau)
         return loss

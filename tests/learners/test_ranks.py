@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from learners.base import make_learner
 from learners.checkpoint import load_checkpoint
 from learners.noise import Noise
 from learners.ranks import ALONE, Ranks, joined
@@ -20,6 +21,7 @@ from learners.train import TrainConfig, train
 from pipeline.store.store import Store, open_store
 from schemas.errors import ConfigError
 from tests.learners.homing import demonstrations
+from tests.learners.worked import B, normaliser, rows, windows
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 10, 24
@@ -87,6 +89,74 @@ def test_two_ranks_are_one_process_and_a_run_goes_on_without_them(
     train(config.model_copy(update={"resume": True}))
     train(_config(store, "td3_bc", tmp_path / "long", 2 * STEPS))
     _assert_near(tmp_path / "two" / "seed-0", tmp_path / "long")
+
+
+UNEVEN: dict[str, dict[str, Any]] = {
+    "bc": {},
+    "iql": {},
+    "td3_bc": {"policy_every": 1},
+    "cql": {"samples": 2, "lagrange": 1.0, "policy_hidden": (8,)},
+    "rlpd": {"updates": 2, "members": 2},
+    "dt": {
+        "target_return": 5.0,
+        "context": 2,
+        "longest": 20,
+        "width": 8,
+        "blocks": 1,
+        "dropout": 0,
+    },
+    "cqn": {"levels": 2, "bins": 3, "atoms": 11},
+    "arsq": {"levels": 2, "bins": 3},
+}
+"""Learners, and settings that keep them small."""
+
+
+def uneven(algo: str, step: int) -> dict[str, torch.Tensor]:
+    """A batch of which the first half has few rows that count, and fewer demonstrations."""
+    batch = windows(step) if algo == "dt" else rows(step)
+    half, places = B // 2, torch.arange(B)
+    counts = (places % 5 == 0) | (places >= half)
+    batch["mask"] = batch["mask"] * counts.view(-1, *[1] * (batch["mask"].ndim - 1))
+    batch["is_demonstration"] = (places % 10 == 0) | (places > half + 4)
+    return batch
+
+
+def updated(algo: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """A learner's state after some updates on its share of uneven batches."""
+    sizes = {} if algo == "dt" else {"hidden": (8, 8)}
+    made = make_learner(algo, {**sizes, **UNEVEN[algo]}, normaliser(), 3, ranks=ranks)
+    for step in range(5):
+        mine = ranks.share(B)
+        made.update({name: value[mine] for name, value in uneven(algo, step).items()})
+    return made.state()
+
+
+LEARNING = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import torch
+from tests.learners.test_ranks import UNEVEN, updated
+from learners.ranks import joined
+torch.set_num_threads(1)
+with joined("cpu", 2) as ranks:
+    found = {algo: updated(algo, ranks) for algo in UNEVEN}
+    if ranks.is_first:
+        torch.save(found, sys.argv[1])
+"""
+
+
+def test_rows_that_do_not_count_leave_the_others_alike_on_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "learning.py").write_text(LEARNING)
+    ended = _run_ranks(tmp_path, str(tmp_path / "learning.py"), str(tmp_path / "found.pt"))
+    assert ended.returncode == 0, ended.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    for algo in UNEVEN:
+        for name, expected in updated(algo, ALONE).items():
+            if name != "noise":
+                said = f"{algo}: {name}"
+                torch.testing.assert_close(
+                    found[algo][name], expected, rtol=1e-3, atol=2e-6, msg=said
+                )
 
 
 DYING = """
