@@ -22,7 +22,7 @@ from pipeline.stream.carry import packed, packed_parts, unpacked_parts
 from pipeline.stream.counts import Counts, Mixed, interleave, own_rows, row_order
 from pipeline.stream.endless import STATE_FORMAT, Endless
 from pipeline.stream.loader import Stream
-from pipeline.stream.mixed import apart, of_streams, pairs
+from pipeline.stream.mixture_sources import apart, of_streams, pairs
 from pipeline.stream.priorities import (
     AllGather,
     Priorities,
