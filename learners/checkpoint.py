@@ -79,8 +79,9 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     tensors = {f"learner/{name}": tensor for name, tensor in checkpoint.tensors.items()}
     for name in ("mean", "scale", "action_scale"):
         tensors[f"normaliser/{name}"] = torch.from_numpy(getattr(normaliser, name).copy())
-    if normaliser.action_range is not None:
-        tensors["normaliser/action_range"] = torch.from_numpy(normaliser.action_range.copy())
+    for name in ("action_range", "action_centre"):
+        if (known := getattr(normaliser, name)) is not None:
+            tensors[f"normaliser/{name}"] = torch.from_numpy(known.copy())
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     document = {
         "format": FORMAT,
@@ -149,7 +150,8 @@ def decode_checkpoint(
     mean, scale, action_scale = (
         tensors[f"normaliser/{name}"].numpy() for name in ("mean", "scale", "action_scale")
     )
-    ranged, spec = tensors.get("normaliser/action_range"), document.get("spec")
+    ranged, centre = (tensors.get(f"normaliser/action_{name}") for name in ("range", "centre"))
+    spec = document.get("spec")
     start = "learner/"
     return Checkpoint(
         algo=document["algo"],
@@ -163,6 +165,7 @@ def decode_checkpoint(
             document.get("choices"),
             action_range=None if ranged is None else ranged.numpy(),
             spec=None if spec is None else dataset_spec(SpecDocument.model_validate(spec)),
+            action_centre=None if centre is None else centre.numpy(),
         ),
         tensors={n[len(start) :]: t for n, t in tensors.items() if n.startswith(start)},
         step=document["step"],

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from learners.base import Batch
+from learners.bounds import action_bounds
 from learners.environments import count_choices
 from learners.layout import is_choice
 from learners.normaliser import Normaliser, Picture, fit_normaliser
@@ -287,8 +288,8 @@ def fit(
         pinned: the versions.
         standardise: False lets observations in as they are.
         pixels: whether pictures are taken in, too.
-        environment: where the policy is to act; it says how many discrete actions there are, and
-            without one the largest of the data does.
+        environment: where the policy is to act; it says how many discrete actions there are, or
+            between which bounds others lie. Without one the data do.
 
     Raises:
         SpecMismatchError: if there is nothing to take in, or actions of another kind.
@@ -297,10 +298,12 @@ def fit(
     spec = only_spec(versions)
     pictures = picture_fields(spec) if pixels else ()
     fields = float_fields(spec, pixels)
-    choices = None
+    choices, bounds = None, None
     if is_choice(spec.fields.get("actions")):
         choices = 0 if environment is None else count_choices(environment)
-    fitted = fit_normaliser(versions, fields, standardise, pictures, choices)
+    elif environment is not None:
+        bounds = action_bounds(environment)
+    fitted = fit_normaliser(versions, fields, standardise, pictures, choices, bounds)
     return replace(fitted, spec=spec)
 
 

@@ -36,7 +36,9 @@ class Scaler:
         self.mean = torch.as_tensor(normaliser.mean, device=device)
         self.scale = torch.as_tensor(normaliser.scale, device=device)
         self.action_scale = torch.as_tensor(normaliser.action_scale, device=device)
-        self.is_unit = bool((normaliser.action_scale == 1).all())
+        centre = normaliser.action_centre
+        self.action_centre = None if centre is None else torch.as_tensor(centre, device=device)
+        self.is_unit = centre is None and bool((normaliser.action_scale == 1).all())
 
     def states(self, observations: Any) -> Tensor:
         """Returns what networks see of observations, (B, O) float32."""
@@ -53,13 +55,22 @@ class Scaler:
         recorded = join_actions(actions).to(self.device)
         if self.choices is not None:
             return one_hot(recorded, self.choices)
-        return recorded if self.is_unit else recorded / self.action_scale
+        if self.is_unit:
+            return recorded
+        if self.action_centre is not None:
+            recorded = recorded - self.action_centre
+        return recorded / self.action_scale
 
     def from_unit(self, actions: Tensor) -> Tensor:
         """Inverse of `to_unit`; of scores (B, n) of discrete actions the best, (B,) int64."""
         if self.choices is not None:
             return actions.argmax(dim=-1)
-        return actions if self.is_unit else actions * self.action_scale
+        scaled = self.spread(actions)
+        return scaled if self.action_centre is None else scaled + self.action_centre
+
+    def spread(self, widths: Tensor) -> Tensor:
+        """Returns widths on the unit box, of noise say, in the environment's units."""
+        return widths if self.is_unit else widths * self.action_scale
 
 
 def one_hot(actions: Tensor, choices: int) -> Tensor:

@@ -18,6 +18,8 @@ from schemas.spec import DatasetSpec
 
 EPSILON = 1e-3
 """Added to standard deviations, as TD3+BC does, so that constant dims stay finite."""
+ROUNDING = 1e-4
+"""Share of the environment's half range by which recorded actions may lie beyond it."""
 
 
 class ReadableVersion(Protocol):
@@ -73,7 +75,8 @@ class Normaliser:
     scale: np.ndarray
     """(O,) float32, standard deviation plus `EPSILON`; 1 where states enter as they are."""
     action_scale: np.ndarray
-    """(A,) float32: largest absolute action of the data where that is above 1, else 1."""
+    """(A,) float32: half the range of the environment's actions where that is known; else the
+    largest absolute action of the data where that is above 1, else 1."""
     pictures: tuple[Picture, ...] = ()
     """Fields that enter through an encoder."""
     choices: int | None = None
@@ -83,16 +86,26 @@ class Normaliser:
     """(2, A) float32: smallest and largest action of the data; None where that was not kept."""
     spec: DatasetSpec | None = None
     """Of the data, which rollouts follow; None where that was not kept."""
+    action_centre: np.ndarray | None = None
+    """(A,) float32: middle of the environment's actions; None where it is 0 or not known."""
 
     @property
     def action_low(self) -> np.ndarray:
-        """(A,) float32: where actions begin; where that was not kept, minus their scale."""
-        return -self.action_scale if self.action_range is None else self.action_range[0]
+        """(A,) float32: where actions begin; where that was not kept, where the unit box does."""
+        low: np.ndarray = self._extremes()[0]
+        return low
 
     @property
     def action_high(self) -> np.ndarray:
         """(A,) float32: where they end."""
-        return self.action_scale if self.action_range is None else self.action_range[1]
+        high: np.ndarray = self._extremes()[1]
+        return high
+
+    def _extremes(self) -> np.ndarray:
+        if self.action_range is not None:
+            return self.action_range
+        centre = 0.0 if self.action_centre is None else self.action_centre
+        return np.stack([centre - self.action_scale, centre + self.action_scale])
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -129,6 +142,7 @@ def fit_normaliser(
     standardise: bool,
     pictures: Sequence[Picture] = (),
     choices: int | None = None,
+    bounds: np.ndarray | None = None,
 ) -> Normaliser:
     """Fits the numbers on the real rows of all kept episodes of some versions, rows alike.
 
@@ -139,6 +153,8 @@ def fit_normaliser(
         pictures: fields that are for an encoder; nothing is fitted for them.
         choices: how many discrete actions there are at least; there are more if the data hold a
             larger one. None for actions that are arrays of numbers.
+        bounds: (2, A) smallest and largest action of the environment; None where it is not known,
+            or has none.
 
     Raises:
         SpecMismatchError: if the version holds no episode, or a discrete action below 0.
@@ -164,15 +180,33 @@ def fit_normaliser(
         choices = max(choices, int(high.max()) + 1)
         ones = np.ones(choices, np.float32)
         return Normaliser(tuple(fields), mean, scale, ones, tuple(pictures), choices)
-    peak = np.fmax(np.abs(low), np.abs(high))
+    action_scale, centre = _unit_box(low, high, bounds)
     return Normaliser(
         tuple(fields),
         mean,
         scale,
-        np.where(peak > 1, peak, 1).astype(np.float32),
+        action_scale,
         tuple(pictures),
         action_range=np.stack([low, high]).astype(np.float32),
+        action_centre=centre,
     )
+
+
+def _unit_box(
+    low: np.ndarray, high: np.ndarray, bounds: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Half the range of actions and its middle, (A,) float32; the latter None where it is 0.
+
+    Of the environment if all of the data lie within its bounds: noise and uniform actions are made
+    on the unit box, and are to be of the size that the environment knows. Else of the data.
+    """
+    if bounds is not None and bounds.shape == (2, len(low)):
+        half, centre = (bounds[1] - bounds[0]) / 2.0, (bounds[1] + bounds[0]) / 2.0
+        beyond = np.fmax(np.abs(low - centre), np.abs(high - centre)) - half
+        if (half > 0).all() and (beyond <= ROUNDING * half).all():
+            return half.astype(np.float32), centre.astype(np.float32) if centre.any() else None
+    peak = np.fmax(np.abs(low), np.abs(high))
+    return np.where(peak > 1, peak, 1).astype(np.float32), None
 
 
 def _real_rows(
