@@ -18,7 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class LearnerBench:
     seeds: int = 4
     """Agents side by side, beside one alone."""
     compile: Compile = "none"
-    """How ours take updates."""
+    """How ours take updates; where that is not as they are written, one alone does so beside."""
     hidden: tuple[int, ...] = WIDTHS
     """Widths of hidden layers."""
 
@@ -119,7 +119,8 @@ def bench_learner(
 
     Returns:
         `machine`, and per algorithm in `results` rows of updates per CPU second: `name`, `best`,
-        `median`, `of_bound` (the best's share of its bound), `agents`; and `over_plain`.
+        `median`, `of_bound` (the best's share of its bound), `agents`; `over_plain`; and, where
+        updates are compiled, `over_written`, what that makes of one agent's.
     """
     config = config or LearnerBench()
     load = os.getloadavg()[0]
@@ -159,6 +160,10 @@ def _measured(
     one, several = (_ours(algo, config, pinned, cache, agents) for agents in (1, config.seeds))
     timed = {algo: one, f"{algo}, {config.seeds} seeds": several, "plain": take_plain}
     agents = {algo: 1, f"{algo}, {config.seeds} seeds": config.seeds, "plain": 1}
+    written = f"{algo}, as written"
+    if config.compile != "none":
+        eager = replace(config, compile="none")
+        timed[written], agents[written] = _ours(algo, eager, pinned, cache, 1), 1
     rates: dict[str, list[float]] = {name: [] for name in timed}
     bounds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(config.rounds + 1):
@@ -179,17 +184,19 @@ def _measured(
         }
         for name, found in rates.items()
     ]
-    ratios = {
-        name: round(statistics.median(map(_ratio, found, rates["plain"])), 3)
-        for name, found in rates.items()
-        if name != "plain"
-    }
+    ours = {name: found for name, found in rates.items() if name != "plain"}
     best = {"bound": max(bounds[False]), "bound of plain": max(bounds[True])}
     return {
         "rows": rows,
-        "over_plain": ratios,
+        "over_plain": {name: _over(found, rates["plain"]) for name, found in ours.items()},
+        **({"over_written": _over(rates[algo], rates[written])} if written in timed else {}),
         **{name: round(bound, 1) for name, bound in best.items()},
     }
+
+
+def _over(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of ratios within rounds."""
+    return round(statistics.median(map(_ratio, mine, theirs)), 3)
 
 
 def _ratio(mine: float, theirs: float) -> float:

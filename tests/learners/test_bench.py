@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +70,18 @@ def test_everybody_takes_turns() -> None:
         assert [row["agents"] for row in result["rows"]] == [1, 2, 1]
         assert all(row["best"] >= row["median"] > 0 for row in result["rows"])
         assert result["over_plain"].keys() == {algo, f"{algo}, 2 seeds"}
+
+
+@pytest.mark.skipif(
+    os.environ.get("PENSTOCK_LONG") != "1" or shutil.which("g++") is None,
+    reason="compiles for a minute, with g++; PENSTOCK_LONG=1",
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own parts
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+def test_what_is_compiled_is_held_against_the_same_as_written() -> None:
+    found = bench_learner(replace(QUICK, algos=("td3_bc",), compile="step"))["results"]["td3_bc"]
+    assert found["rows"][-1]["name"] == "td3_bc, as written"
+    assert found["over_written"] > 0
 
 
 def test_the_command_prints_shares_of_the_bound() -> None:
