@@ -12,8 +12,8 @@ from fastapi import Request
 from pipeline.service.config import ServiceConfig
 from pipeline.service.sessions import COOKIE
 from pipeline.service.state import state_of, trace_of
-from pipeline.service.tokens import Scope, Token, check_scope
-from schemas.errors import ForbiddenError, UnauthenticatedError
+from pipeline.service.tokens import Scope, Token, bearer, check_scope
+from schemas.errors import ForbiddenError
 
 ANYONE: tuple[Scope, ...] | None = None
 """Routes that ask for no token: they tell nothing of the data, or take the token themselves."""
@@ -93,20 +93,10 @@ def authenticated(request: Request) -> tuple[Token | None, bool]:
     if state.book is None or state.sessions is None:
         return None, False
     header = request.headers.get("authorization")
-    if header is not None:
-        scheme, _, text = header.partition(" ")
-        if scheme.lower() != "bearer":
-            raise UnauthenticatedError(
-                "Expected `Authorization: Bearer TOKEN`, came another scheme."
-            )
-        return state.book.verify(text.strip()), False
     cookie = request.cookies.get(COOKIE)
-    if cookie is not None:
+    if header is None and cookie is not None:
         return state.sessions.verify(cookie), True
-    raise UnauthenticatedError(
-        "Expected a token (`Authorization: Bearer TOKEN`), came none; the service's token file "
-        "holds one, `penstock token create` makes more."
-    )
+    return state.book.verify(bearer(header)), False
 
 
 def check_origin(config: ServiceConfig, method: str, headers: Mapping[str, str]) -> None:

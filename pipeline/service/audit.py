@@ -9,15 +9,18 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.service.logs import redact_text
 
 MAX_BYTES = 64 << 20
 """A longer file is moved to `NAME.1`, in the place of the one before."""
 MAX_TEXT = 256
+_PEER = re.compile(r"ipv[46]:\[?(?P<address>[^\]]*?)\]?:\d+")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Deed:
     request: str
     """Its id, as the answer and the log name it."""
     client: str
-    """Address it came from."""
+    """Address it came from, without a port; `-` where it is not known."""
     token: str | None
     """Id of the token; None if there was none."""
     name: str | None
@@ -37,6 +40,12 @@ class Deed:
     status: int
     kind: str | None
     """Of the error; None if it was done."""
+
+
+def address_of(peer: str) -> str:
+    """Returns the address in gRPC's name of the other side, such as `ipv4:127.0.0.1:59476`."""
+    found = _PEER.fullmatch(unquote(peer))
+    return found["address"] if found else peer
 
 
 class AuditLog:

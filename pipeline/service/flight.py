@@ -250,5 +250,5 @@ def stop(server: DataServer, seconds: float) -> bool:
     ender.start()
     ender.join(seconds)
     if ender.is_alive():
-        logger.warning("streams of the data port did not end in %s s", seconds)
+        logger.warning("streams of the data port did not end", extra={"seconds": seconds})
     return not ender.is_alive()

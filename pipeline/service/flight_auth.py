@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.flight as fl
 
 from pipeline.service.answers import status_of
-from pipeline.service.audit import Deed
+from pipeline.service.audit import Deed, address_of
 from pipeline.service.flight_errors import flight_error
 from pipeline.service.state import ControlState
-from pipeline.service.tokens import Scope, Token, check_scope
-from schemas.errors import PenstockError, UnauthenticatedError
+from pipeline.service.tokens import Scope, Token, bearer, check_scope
+from schemas.errors import PenstockError
 from schemas.tracing import HEADER, traceparent_of
 
 logger = logging.getLogger(__name__)
@@ -80,18 +80,9 @@ class Callers(fl.ServerMiddlewareFactory):  # type: ignore[misc]
         if self._state.book is None:
             return None
         stated = headers.get("authorization", ())
-        if len(stated) != 1:
-            raise UnauthenticatedError(
-                "Expected a token (`authorization: Bearer TOKEN`), came none; the service's token "
-                "file holds one, `penstock token create` makes more."
-            )
-        text = stated[0] if isinstance(stated[0], str) else stated[0].decode("latin-1")
-        scheme, _, token = text.partition(" ")
-        if scheme.lower() != "bearer":
-            raise UnauthenticatedError(
-                "Expected `authorization: Bearer TOKEN`, came another scheme."
-            )
-        return self._state.book.verify(token.strip())
+        header = stated[0] if len(stated) == 1 else None
+        text = header.decode("latin-1") if isinstance(header, bytes) else header
+        return self._state.book.verify(bearer(text))
 
 
 def caller_of(context: Any) -> Caller:
@@ -109,7 +100,7 @@ def write_deed(
     status = status_of(error) if isinstance(error, PenstockError) else 500 if error else 200
     deed = Deed(
         request=uuid.uuid4().hex,
-        client=client,
+        client=address_of(client),
         token=token.id if token is not None else None,
         name=token.name if token is not None else None,
         method=method,

@@ -51,7 +51,7 @@ def fault_of(error: Exception, episode_id: str | None = None) -> Fault:
         kind, message = error.kind, scrub(error.message)
     else:
         request = uuid.uuid4().hex
-        logger.error("fault %s", request, exc_info=error)
+        logger.error("fault", extra={"request": request}, exc_info=error)
         kind = "bug"
         message = f"The service met a fault of its own; its log says more of the request {request}."
     wait = getattr(error, "retry_after", 1.0 if isinstance(error, TransientError) else None)

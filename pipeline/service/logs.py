@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import structlog
 
 from pipeline.service.tokens import PREFIX
+from schemas.errors import PenstockError
 from schemas.plain import plain
 
 HIDDEN = "***"
@@ -57,8 +58,14 @@ def redacted(value: Any) -> Any:
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """The structlog processor; the last before a line is written."""
+    event.pop("color_message", None)  # uvicorn's event once more, with signs for a terminal
     clean: dict[str, Any] = redacted(event)
     return clean
+
+
+def facts_of(error: PenstockError) -> dict[str, str]:
+    """Returns what a line says of an error beside its event, which stays the same text."""
+    return {"kind": error.kind, "why": error.message}
 
 
 def log_to(stream: TextIO | None = None, level: int = logging.INFO) -> None:

@@ -48,7 +48,7 @@ def bound_process(max_streams: int) -> int | None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
     except (ValueError, OSError) as error:
-        logger.warning("the address space could not be bounded: %s", error)
+        logger.warning("the address space could not be bounded", extra={"why": str(error)})
         return None
     return min(bounds)
 

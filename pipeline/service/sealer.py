@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from pipeline.service.logs import facts_of
 from schemas.errors import PenstockError
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ class Sealer:
                 self._seal()
                 self.error = None
             except PenstockError as error:
-                logger.warning("Episodes were not sealed, they stay in the log: %s", error)
+                logger.warning(
+                    "episodes were not sealed, they stay in the log", extra=facts_of(error)
+                )
                 self.error = error
             except Exception:
                 # Nothing is lost: the log has it all, and a later seal may work.
-                logger.exception("Episodes were not sealed, they stay in the log")
+                logger.exception("episodes stay in the log, unsealed")

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.service.config import ServiceConfig
 from pipeline.service.flight import DataServer, data_port
 from pipeline.service.listening import control_port
+from pipeline.service.logs import facts_of
 from pipeline.service.process_limits import bound_process
 from pipeline.service.running import running
 from pipeline.service.state import ControlState
@@ -56,7 +57,7 @@ class _End:
 
         def leave() -> None:
             time.sleep(seconds)
-            logger.warning("left what did not end in %s s", seconds)
+            logger.warning("left what did not end", extra={"seconds": seconds})
             os._exit(LogFailedError.exit_code if self.failure else 0)
 
         threading.Thread(target=leave, name="penstock-end", daemon=True).start()
@@ -84,7 +85,7 @@ def serve(
     """
     end = _End()
     bound = bound_process(config.max_streams)
-    logger.info("bound of the address space: %s", bound)
+    logger.info("address space bounded", extra={"bytes": bound})
     before = {
         number: signal.signal(number, end.on_signal) for number in (signal.SIGTERM, signal.SIGINT)
     }
@@ -122,4 +123,4 @@ def _seal(state: ControlState) -> None:
     try:
         state.log.seal()
     except PenstockError as error:
-        logger.warning("the last episodes stay in the log: %s", error)
+        logger.warning("the last episodes stay in the log", extra=facts_of(error))

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, model_validator
 
 from schemas.document import Document
-from schemas.errors import ForbiddenError
+from schemas.errors import ForbiddenError, UnauthenticatedError
 
 Scope = Literal["push", "pull", "curate", "admin"]
 SCOPES: tuple[Scope, ...] = ("push", "pull", "curate", "admin")
@@ -78,6 +78,23 @@ def id_in(text: str) -> str | None:
     """Returns the id that a token's text names; None if it is no token's text."""
     match = _TEXT.fullmatch(text) if len(text) <= MAX_TEXT else None
     return match["id"] if match else None
+
+
+def bearer(header: str | None) -> str:
+    """Returns the token's text of an `Authorization` header; None stands for no header.
+
+    Raises:
+        UnauthenticatedError: if it holds none.
+    """
+    if header is None:
+        raise UnauthenticatedError(
+            "Expected a token (`Authorization: Bearer TOKEN`), came none; the service's token file "
+            "holds one, `penstock token create` makes more."
+        )
+    scheme, _, text = header.partition(" ")
+    if scheme.lower() != "bearer":
+        raise UnauthenticatedError("Expected `Authorization: Bearer TOKEN`, came another scheme.")
+    return text.strip()
 
 
 def check_scope(token: Token | None, scopes: Sequence[Scope]) -> None:

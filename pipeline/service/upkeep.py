@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from pipeline.service.logs import facts_of
 from pipeline.store.store import Store
 from schemas.errors import LockHeldError, NotFoundError, PenstockError
 
@@ -39,10 +40,11 @@ class Upkeep:
             try:
                 done = self._store.compact(self._branch)
                 if done.commits:
-                    logger.info("%d parts became %d", done.parts_before, done.parts_after)
+                    parts = {"before": done.parts_before, "after": done.parts_after}
+                    logger.info("parts joined", extra=parts)
             except (LockHeldError, NotFoundError):
                 continue  # another maintainer is at work, or there is nothing yet
             except PenstockError as error:
-                logger.warning("parts were not joined, they will be: %s", error)
+                logger.warning("parts were not joined, they will be", extra=facts_of(error))
             except Exception:
                 logger.exception("parts were not joined")

@@ -9,6 +9,7 @@ import logging
 import pytest
 import structlog
 
+from pipeline.service.audit import address_of
 from pipeline.service.logs import log_to, redacted
 from pipeline.service.tokens import new_text
 
@@ -65,3 +66,30 @@ def test_every_way_to_log():
     assert {"time", "level", "event", "logger"} <= records[0].keys()
     assert records[1]["request"] == "r1"
     assert all("RuntimeError" in record["exception"] for record in records[-2:])
+
+
+def test_an_event_stands_alone():
+    """Uvicorn hands its events on a second time, with signs for a terminal."""
+    stream = io.StringIO()
+    log_to(stream)
+    more = {"color_message": "Started \x1b[36m%d\x1b[0m"}
+    logging.getLogger("uvicorn.error").info("Started %d", 7, extra=more)
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["event"] == "Started 7"
+    assert "color_message" not in line
+    assert "x1b" not in line
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:127.0.0.1:59476", "127.0.0.1"),
+        ("ipv6:[::1]:59476", "::1"),
+        ("ipv6:%5B2001:db8::7%5D:9", "2001:db8::7"),
+        ("-", "-"),
+        ("unix:/tmp/socket", "unix:/tmp/socket"),
+        ("127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_the_audit_names_addresses_alike(peer, address):
+    assert address_of(peer) == address

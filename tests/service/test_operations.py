@@ -58,6 +58,7 @@ def serve_options(arguments: list[str]) -> dict[str, Any]:
 @pytest.mark.skipif(
     shutil.which("curl") is None or shutil.which("openssl") is None, reason="no curl or openssl"
 )
+@pytest.mark.timeout(1800)  # twenty processes, each of which takes seconds to start
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -72,7 +73,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
             script = ["bash", "-euo", "pipefail", "-c", block]
             with Path("out").open("w") as out:
                 done = subprocess.run(
-                    script, env={**os.environ, "PATH": path}, stdout=out, stderr=out, timeout=120
+                    script, env={**os.environ, "PATH": path}, stdout=out, stderr=out, timeout=600
                 )
             assert done.returncode == 0, f"{block}\n{Path('out').read_text()}"
         assert health_check(json.loads(Path("ready.json").read_text())["control"]) == 0
@@ -88,7 +89,7 @@ def health_check(control: str) -> int:
     python, flag, code = json.loads(check.partition("CMD ")[2])
     assert (python, flag) == ("python", "-c")
     code = code.replace("https://127.0.0.1:8816", control)
-    return subprocess.run([sys.executable, flag, code], timeout=60).returncode
+    return subprocess.run([sys.executable, flag, code], timeout=240).returncode
 
 
 def test_the_health_check_fails_where_nothing_is_ready() -> None:

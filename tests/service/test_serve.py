@@ -117,7 +117,7 @@ def test_two_servers_share_nothing(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> tuple[int, dict[str, str]]:
         command = [sys.executable, "-m", "penstock", "serve", *ARGUMENTS, *arguments, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert "Traceback" not in done.stderr
         return done.returncode, json.loads(done.stdout)["error"]
 
