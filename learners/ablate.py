@@ -108,8 +108,12 @@ def ablate(config: AblateConfig, told: Told | None = None) -> Comparison:
     return found
 
 
-def again(document: Path, out: str, seeds: int | None = None) -> AblateConfig:
-    """Returns what an `ablation.json` says, for another folder, on the versions it was run on.
+def again(document: Path, changes: Mapping[str, Any]) -> AblateConfig:
+    """Returns what an `ablation.json` says, on the versions it was run on.
+
+    Args:
+        document: the file.
+        changes: settings that differ: another folder, more seeds.
 
     Raises:
         NotFoundError: if there is no such file.
@@ -118,12 +122,8 @@ def again(document: Path, out: str, seeds: int | None = None) -> AblateConfig:
     told = _read(document)
     if told is None:
         raise NotFoundError("Expected the document of an ablation, came none.", where=str(document))
-    config = dict(told["config"])
-    config["data"] = [f"{one['store']}@{one['version']}" for one in told["versions"]]
-    config["out"] = out
-    if seeds is not None:
-        config["seeds"] = seeds
-    return read_settings(AblateConfig, config, "ablate")
+    data = [f"{one['store']}@{one['version']}" for one in told["versions"]]
+    return read_settings(AblateConfig, {**told["config"], "data": data, **changes}, "ablate")
 
 
 def _runs(config: AblateConfig, letter: str, version: Pinned, say: Told) -> tuple[Judged, ...]:

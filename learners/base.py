@@ -54,6 +54,8 @@ class Learner(ABC):
 
     name: ClassVar[str]
     settings_kind: ClassVar[type[LearnerSettings]]
+    reads: ClassVar[tuple[str, ...]] = ("actions", "rewards")
+    """What of a recorded step it reads besides observations."""
     acting: ClassVar[tuple[str, ...]] = ("policy", "encoder")
     """Networks that act, of those that it has: what is published."""
 
@@ -217,7 +219,7 @@ def learner_class(name: str) -> type[Learner]:
     """
     if name not in ALGORITHMS:
         raise UnknownNameError(
-            f"Expected an algorithm, came {name!r}; {suggest(name, ALGORITHMS)}.", where=name
+            f"Expected an algorithm, came {name!r}; {suggest(name, ALGORITHMS)}", where=name
         )
     module, _, attribute = ALGORITHMS[name].partition(":")
     found: type[Learner] = getattr(importlib.import_module(module), attribute)

@@ -24,7 +24,7 @@ from torch import Tensor
 from learners.base import Learner, make_learner
 from learners.files import write_whole
 from learners.normaliser import Normaliser, Picture
-from schemas.errors import NotFoundError, UntrustedError
+from schemas.errors import ConfigError, NotFoundError, UntrustedError
 from schemas.version import SpecDocument, dataset_spec, spec_document
 
 FORMAT = 1
@@ -66,11 +66,26 @@ def restore(
         checkpoint: as loaded.
         device: where its networks go.
         changes: settings that differ from now on.
+
+    Raises:
+        ConfigError: if networks of those settings have other shapes than the checkpoint's.
     """
     settings = {**checkpoint.settings, **(changes or {})}
     learner = make_learner(checkpoint.algo, settings, checkpoint.normaliser, device=device)
+    if changes and _shapes(learner.state()) != _shapes(checkpoint.tensors):
+        raise ConfigError(
+            f"Expected settings that leave the networks as they were trained, came "
+            f"{', '.join(f'{name}={value}' for name, value in changes.items())}; leave out what "
+            f"shapes them, or train another run.",
+            where=checkpoint.algo,
+        )
     learner.load_state(checkpoint.tensors)
     return learner
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """Of all but the generator's, whose size is the device's affair."""
+    return {name: tensor.shape for name, tensor in state.items() if name != "noise"}
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
@@ -126,7 +141,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
     path = run if run.is_file() else last_checkpoint(run)
     if path is None:
         raise NotFoundError(
-            "Expected a run with a checkpoint, came none; train one first.", where=str(run)
+            f"Expected a run with a checkpoint, came none; {_what_instead(run)}.", where=str(run)
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -177,6 +192,16 @@ def _said_of_spec(normaliser: Normaliser) -> dict[str, Any]:
     if normaliser.spec is None:
         return {}
     return {"spec": spec_document(normaliser.spec).model_dump(mode="json")}
+
+
+def _what_instead(run: Path) -> str:
+    """What may have been meant: one of the runs in a folder of several."""
+    inside = sorted(path.name for path in run.glob("*/") if _listed(path))
+    return (
+        f"it holds several, name one of them ({', '.join(inside)})"
+        if inside
+        else ("train one first")
+    )
 
 
 def _listed(run: Path) -> list[Path]:

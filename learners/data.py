@@ -307,6 +307,39 @@ def fit(
     return replace(fitted, spec=spec)
 
 
+def check_recorded(pinned: Sequence[Pinned], algo: str, reads: Sequence[str]) -> None:
+    """Refuses versions of which some steps lack what an algorithm reads of them.
+
+    Args:
+        pinned: the versions.
+        algo: name of the algorithm.
+        reads: fields of each step, of `Learner.reads`.
+
+    Raises:
+        SpecMismatchError: naming the field, and how many episodes are without.
+    """
+    for one in pinned:
+        version = one.open()
+        spec, added = only_spec([version]), version.step_arrays()
+        for name in reads:
+            if name not in spec.fields and name not in added:
+                raise SpecMismatchError(
+                    f"Expected steps with {name} for {algo}, came data without [{spec}]"
+                    + "; annotate rewards, or learn with bc" * (name == "rewards")
+                    + ".",
+                    where=one.store,
+                )
+        if "rewards" in reads:
+            bare = version.episodes("episode_return is null", columns=["episode_id"]).num_rows
+            if bare:
+                raise SpecMismatchError(
+                    f"Expected rewards of every episode for {algo}, came {bare} episodes without; "
+                    f"curate the others (`--where 'episode_return is not null'`), or annotate "
+                    f"rewards.",
+                    where=one.store,
+                )
+
+
 def only_spec(versions: Sequence[Version]) -> DatasetSpec:
     """Returns the one spec of some versions.
 

@@ -25,7 +25,7 @@ def make_environment(name: str) -> Any:
     if ":" in name or name not in gymnasium.registry:
         raise UnknownNameError(
             f"Expected a registered Gymnasium environment, came {name!r}; "
-            f"{suggest(name, gymnasium.registry)}.",
+            f"{suggest(name, gymnasium.registry)}",
             where=name,
         )
     try:

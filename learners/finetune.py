@@ -55,7 +55,9 @@ from learners.run import (
     Timer,
     as_numbers,
     check_same,
+    diverged,
     evaluation_row,
+    is_finite,
     regret_row,
     silent,
     threads,
@@ -149,7 +151,7 @@ def finetune(config: FinetuneConfig, report: Report = silent) -> RunResult:
         is_old = config.resume and last_checkpoint(folder) is not None
         run = _resume(config, folder) if is_old else _begin(config, folder)
         first, timer, evaluation = run.step, Timer(), None
-        write_config(folder, _document(run, config))
+        write_config(folder, _document(run, config), run.learner.settings)
         if not is_old:  # so that a run that dies early goes on under its name
             save_checkpoint(folder, _checkpoint(run, config))
         metrics, judged = (Table(folder / name, run.step) for name in (METRICS, EVALUATIONS))
@@ -236,7 +238,10 @@ def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
     for _ in range(due):
         losses = run.learner.update(next(batches))
     run.step += due
-    return as_numbers(losses)
+    found = as_numbers(losses)
+    if not is_finite(found):
+        raise diverged(found, run.step)
+    return found
 
 
 def cast(episode: Episode, spec: DatasetSpec) -> Episode:

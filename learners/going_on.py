@@ -22,6 +22,15 @@ from schemas.errors import ConfigError, NameTakenError
 SAMPLED_AS_BEFORE = ("batch_size", "discount", "sampler", "stream")
 """What is taken over from the offline run's sampling."""
 
+AS_BEGUN = {
+    "standardise": "was settled when inputs were scaled",
+    "pixels": "was settled when inputs were chosen",
+    "frames": "was settled when inputs were chosen",
+    "discount": "is the offline stream's",
+    "policy_decay": "has ended: the policy's rate stays constant",
+}
+"""Settings that do not change any more, and why. Those that shape networks are seen by these."""
+
 
 class GoingOnConfig(Settings):
     """A run that begins where an offline run ended."""
@@ -95,8 +104,15 @@ def begun(config: GoingOnConfig) -> tuple[Checkpoint, Learner]:
 
     Raises:
         NotFoundError: if there is no run.
+        ConfigError: for settings that a run goes on with as it began.
     """
     base = load_checkpoint(Path(config.run))
+    for name in sorted(config.settings.keys() & AS_BEGUN.keys()):
+        raise ConfigError(
+            f"Expected settings that may change on the way, came {name}, which {AS_BEGUN[name]}; "
+            f"leave it out, or train another offline run.",
+            where=name,
+        )
     constant = {"policy_decay": 0} if "policy_decay" in base.settings else {}
     return base, restore(base, config.device, {**constant, **config.settings})
 

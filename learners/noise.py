@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -50,8 +51,16 @@ class Noise:
         return self._generators[agent].get_state()
 
     def set_state(self, agent: int, state: Tensor) -> None:
-        """Inverse of `get_state`, on a device of the same kind."""
-        self._generators[agent].set_state(state)
+        """Inverse of `get_state`; on a device of another kind, numbers that follow from it alone.
+
+        Generators of other kinds have states of other sizes, and draw other numbers anyhow.
+        """
+        generator = self._generators[agent]
+        if len(state) == len(generator.get_state()):
+            generator.set_state(state)
+        else:
+            digest = hashlib.sha256(state.numpy().tobytes()).digest()
+            generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     @uncompiled  # generators are unknown there
     def _stacked(self, draw: object, shape: tuple[int, ...]) -> Tensor:

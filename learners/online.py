@@ -41,7 +41,9 @@ from learners.run import (
     RunResult,
     Timer,
     as_numbers,
+    diverged,
     evaluation_row,
+    is_finite,
     regret_row,
     silent,
     threads,
@@ -83,7 +85,7 @@ def learn_online(
     with threads(config.threads), ExitStack() as held:
         is_old = config.resume and last_checkpoint(folder) is not None
         run = resume(config, folder, control) if is_old else begin(config, folder, control)
-        write_config(folder, document_of(run, config))
+        write_config(folder, document_of(run, config), run.learner.settings)
         if not is_old:  # so that a run that dies early goes on under its name
             save_checkpoint(folder, checkpoint_of(run, config))
         _publish(run, control)
@@ -135,7 +137,10 @@ def _learn(
             _publish(run, pulse.control)
         if is_last or run.taken % config.log_every == 0:
             regret = regret_row(_regret(run, config))
-            values = {**_figures(run, limiter), **regret, **as_numbers(losses)}
+            learned = as_numbers(losses)
+            if not is_finite(learned):
+                raise diverged(learned, run.step)
+            values = {**_figures(run, limiter), **regret, **learned}
             metrics.add(run.step, values)
             report(Progress("finetune", limiter.known, config.env_steps, values))
         if is_last or run.taken % config.checkpoint_every == 0:

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from learners.base import Learner, learner_class, make_learner
 from learners.checkpoint import Checkpoint, last_checkpoint, load_checkpoint
-from learners.data import BatchStream, Pinned, Sampling, fit, open_stream, pin, run_name
+from learners.data import (
+    BatchStream,
+    Pinned,
+    Sampling,
+    check_recorded,
+    fit,
+    open_stream,
+    pin,
+    run_name,
+)
 from learners.engine import Compile
 from learners.normaliser import Normaliser
 from learners.pixels import PixelSettings
@@ -157,7 +166,8 @@ def shared(configs: Sequence[TrainConfig]) -> Common:
             check_same(kept, config.model_dump(mode="json"), FIXED)
             check_same_stream(kept.get("stream", {}), config.stream)
             pinned = tuple(Pinned(**one) for one in checkpoint.document["data"])
-            held.append(Common(pinned, checkpoint.settings, checkpoint.normaliser))
+            settings = {**checkpoint.settings, **_decay(config)}
+            held.append(Common(pinned, settings, checkpoint.normaliser))
     if any(not _agree(one, held[0]) for one in held[1:]):
         raise ConfigError(
             "Expected runs that began on the same versions with the same settings, came others; "
@@ -232,6 +242,7 @@ def _new(config: TrainConfig) -> Common:
     read = read_settings(learner_class(config.algo).settings_kind, settings, config.algo)
     pixels = isinstance(read, PixelSettings) and read.pixels
     pinned = pin(config.data)
+    check_recorded(pinned, config.algo, learner_class(config.algo).reads)
     normaliser = fit(pinned, read.standardise, pixels=pixels, environment=config.environment)
     return Common(pinned, read.model_dump(mode="json"), normaliser)
 
@@ -256,9 +267,18 @@ def _with_the_runs(config: TrainConfig) -> dict[str, Any]:
         )
     if "discount" in fields:
         settings["discount"] = config.discount
-    if "policy_decay" in fields:
-        settings.setdefault("policy_decay", config.steps)
-    return settings
+    return {**_decay(config), **settings}
+
+
+def _decay(config: TrainConfig) -> dict[str, int]:
+    """A decay over the run's length, where the algorithm has one and nobody set it.
+
+    A run that goes on for longer than it was begun for decays over its new length: its policy
+    would stand still beyond the old one.
+    """
+    fields = learner_class(config.algo).settings_kind.model_fields
+    is_set = "policy_decay" not in fields or "policy_decay" in config.settings
+    return {} if is_set else {"policy_decay": config.steps}
 
 
 def _sampling(config: TrainConfig, ranks: Ranks, normaliser: Normaliser) -> Sampling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from learners.evaluate import Evaluation
 from learners.files import write_whole
 from learners.regret import Regret
 from learners.sampling import order_of
-from schemas.errors import ConfigError
+from learners.settings import LearnerSettings
+from schemas.errors import ConfigError, DivergedError
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,20 @@ def as_numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+def is_finite(losses: Mapping[str, float]) -> bool:
+    """Whether all of a learner's losses are numbers still."""
+    return all(map(math.isfinite, losses.values()))
+
+
+def diverged(losses: Mapping[str, float], step: int) -> DivergedError:
+    """Returns the error that says which losses are no numbers any more."""
+    lost = sorted(name for name, value in losses.items() if not math.isfinite(value))
+    return DivergedError(
+        f"Expected finite losses, came {losses[lost[0]]} in {', '.join(lost)} by update {step:,}; "
+        f"lower the rates, scale rewards, or look for values of the data that are not finite."
+    )
+
+
 def evaluation_row(evaluation: Evaluation) -> dict[str, Any]:
     """One row of a run's table of evaluations."""
     low, high = evaluation.interval
@@ -113,15 +129,21 @@ def regret_row(regret: Regret | None) -> dict[str, float]:
     return {} if regret is None else {"regret": regret.value}
 
 
-def write_config(folder: Path, document: Mapping[str, Any]) -> None:
+def write_config(folder: Path, document: Mapping[str, Any], settings: LearnerSettings) -> None:
     """Writes what a run is, for people: the checkpoint holds the same for machines.
 
     Its tables go to TensorBoard, too, if its configuration says so.
+
+    Args:
+        folder: of the run.
+        document: what it is.
+        settings: hyperparameters, those that nobody set included.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if document["config"].get("tensorboard"):
         (folder / FOLDER).mkdir(exist_ok=True)
     kept = {name: document[name] for name in ("kind", "run", "config", "data", "inputs")}
+    kept["settings"] = settings.model_dump(mode="json")
     write_whole(folder / "run.json", (json.dumps(kept, indent=2) + "\n").encode())
 
 

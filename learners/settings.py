@@ -76,7 +76,7 @@ def read_settings(kind: type[S], values: Mapping[str, Any], where: str = "settin
     for key in values:
         if key not in kind.model_fields:
             raise UnknownNameError(
-                f"Expected a setting of {where}, came {key!r}; {suggest(key, kind.model_fields)}.",
+                f"Expected a setting of {where}, came {key!r}; {suggest(key, kind.model_fields)}",
                 where=key,
             )
     try:
@@ -84,6 +84,11 @@ def read_settings(kind: type[S], values: Mapping[str, Any], where: str = "settin
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or where
+        if first["type"] == "missing":
+            raise ConfigError(
+                f"Expected {name}, which {where} has no default for, came none; set {name}=VALUE.",
+                where=name,
+            ) from error
         raise ConfigError(
             f"Expected {name} of {where} to be valid ({first['msg']}), came {first['input']!r}.",
             where=name,

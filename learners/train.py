@@ -26,7 +26,9 @@ from learners.run import (
     Report,
     RunResult,
     Timer,
+    diverged,
     evaluation_row,
+    is_finite,
     silent,
     threads,
     write_config,
@@ -141,7 +143,7 @@ class _Side:
         if not self.ranks.is_first:
             return
         for run in self.runs:
-            write_config(run.folder, run.document())
+            write_config(run.folder, run.document(), self.learner.settings)
         if self.step == 0:  # so that a run that dies early goes on with the versions it began with
             self._save()
         self.metrics, self.judged = (
@@ -164,6 +166,7 @@ class _Side:
             return
         is_last = step == config.steps
         if is_last or step % config.log_every == 0:
+            self._check(losses)
             for table, values in zip(self.metrics, losses, strict=True):
                 table.add(step, values)
             self.report(Progress("train", step, config.steps, losses[0]))
@@ -171,6 +174,11 @@ class _Side:
             self._judge(config.environment)
         if is_last or is_end or step % config.checkpoint_every == 0:
             self._save()
+
+    def _check(self, losses: Sequence[Mapping[str, float]]) -> None:
+        """Stops where no run is left that learns; one of several may be lost alone."""
+        if not any(is_finite(values) for values in losses):
+            raise diverged(losses[0], self.step)
 
     def _judge(self, environment: str) -> None:
         for agent, table in enumerate(self.judged):

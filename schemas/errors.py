@@ -254,6 +254,12 @@ class IdConflictError(UntrustedError):
     kind = "id_conflict"
 
 
+class DivergedError(UntrustedError):
+    """A learner whose losses are no numbers any more; its last checkpoint is from before."""
+
+    kind = "diverged"
+
+
 class EpisodeError(UntrustedError):
     """One episode that must not enter a version; `code` says why.
 

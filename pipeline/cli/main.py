@@ -38,6 +38,9 @@ from pipeline.cli import (
 )
 from pipeline.cli.output import emit, note, say
 
+_EXTRAS = {"torch": "learners", "safetensors": "learners", "gymnasium": "sim"}
+"""Packages that whole commands are about, and what brings them along."""
+
 app = typer.Typer(
     name="penstock",
     help="Carries experience to learners: ingest, score, curate, stream, train.",
@@ -120,8 +123,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        from schemas.errors import PenstockError
+        from schemas.errors import PenstockError, missing_extra
 
+        absent = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+        if isinstance(error, ModuleNotFoundError) and absent in _EXTRAS:
+            error = missing_extra(_EXTRAS[absent], absent)
         if isinstance(error, PenstockError):
             return _fail(given, error.kind, error.message, error.where, error.exit_code)
         traceback.print_exc()

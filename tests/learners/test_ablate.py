@@ -97,7 +97,7 @@ def test_what_is_there_is_taken_over_and_versions_stay(tmp_path: Path, store: St
 def test_the_document_is_enough_to_run_it_again(tmp_path: Path, store: Store) -> None:
     first = ablate(_config(store, tmp_path / "one"))
     store.append(demonstrations(5, first=40))
-    config = again(tmp_path / "one" / DOCUMENT, str(tmp_path / "two"))
+    config = again(tmp_path / "one" / DOCUMENT, {"out": str(tmp_path / "two")})
     second = ablate(config)
     ours, theirs = first.document(), second.document()
     assert ours["differences"] == theirs["differences"]
@@ -258,6 +258,8 @@ def test_the_command_tells_and_leaves_a_report(
     said = capsys.readouterr().out
     assert difference["sentence"] in said
     assert "data" in said.splitlines()[0]
+    assert main(["ablate", str(out / DOCUMENT), "--out", "x", "--steps", "7"]) == 2
+    assert "steps as well, which the document says" in capsys.readouterr().err
     assert main(["ablate", "--data", store.url, "--algo", "bc", "--out", "x"]) == 2
     assert main(["ablate", "--algo", "bc", "--env", ENVIRONMENT, "--out", "x"]) == 2
 
