@@ -39,7 +39,7 @@ def digest(episode: Episode) -> str:
         array = np.ascontiguousarray(rows)
         if array.dtype.byteorder == ">" or not np.little_endian:
             array = array.astype(array.dtype.newbyteorder("<"))
-        said.append(f"{name}\0{_dtype(array.dtype)}\0{array.shape}\0".encode())
+        said.append(_heading(name, array.dtype, array.shape))
         said.append(array.data if array.size else b"")
     facts = {
         "final_observation": episode.final_observation,
@@ -74,9 +74,10 @@ def _size(part: bytes | memoryview) -> int:
     return len(part) if isinstance(part, bytes) else part.nbytes
 
 
-@functools.lru_cache(maxsize=256)
-def _dtype(dtype: np.dtype) -> str:
-    return dtype.newbyteorder("<").str
+@functools.lru_cache(maxsize=1024)
+def _heading(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """Returns what says which array follows; it is made once for those that are alike."""
+    return f"{name}\0{dtype.newbyteorder('<').str}\0{shape}\0".encode()
 
 
 def _add_encoded(said: list[bytes | memoryview], name: str, rows: Packed | Video) -> None:

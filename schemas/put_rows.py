@@ -9,6 +9,7 @@ episodes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from schemas.episode import Episode
 from schemas.rollouts import EpisodeFacts, utc
 from schemas.rows import FLAGS, RowLayout
 
+KNOWN_ROWS = 1024
+"""Of so few rows flags are remembered by their bits."""
 _TEXTS = ("task", "policy", "policy_version", "source", "source_key")
 
 
@@ -116,8 +119,7 @@ class Plan:
 def flags_of(rows: pa.RecordBatch | pa.Table) -> dict[str, np.ndarray]:
     """Returns the flags of some rows, (rows,) bool each."""
     first = rows.num_columns - len(FLAGS)
-    columns = (rows.column(first + number) for number in range(len(FLAGS)))
-    return {name: _bits(column) for name, column in zip(FLAGS, columns, strict=True)}
+    return {name: _bits(rows.column(first + number)) for number, name in enumerate(FLAGS)}
 
 
 def _bits(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -128,8 +130,19 @@ def _bits(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     if not isinstance(column, pa.Array):
         return np.asarray(column.to_numpy())
     start, stop = column.offset, column.offset + len(column)
-    held = np.frombuffer(column.buffers()[1], np.uint8)
-    return np.unpackbits(held, count=stop, bitorder="little")[start:].view(bool)
+    held = memoryview(column.buffers()[1])
+    if not start and stop <= KNOWN_ROWS:
+        return _known_bits(bytes(held[: -(-stop // 8)]), stop)
+    bits = np.frombuffer(held, np.uint8)
+    return np.unpackbits(bits, count=stop, bitorder="little")[start:].view(bool)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_bits(held: bytes, count: int) -> np.ndarray:
+    """Returns booleans, (count,), that nobody may write to: most episodes have the same flags."""
+    bits = np.unpackbits(np.frombuffer(held, np.uint8), count=count, bitorder="little")
+    bits.flags.writeable = False
+    return bits.view(bool)
 
 
 def _numbers(rows: pa.RecordBatch, column: _Column, count: int) -> np.ndarray:

@@ -276,16 +276,18 @@ def check_rows(rows: pa.RecordBatch, layout: RowLayout, limits: PutLimits) -> No
             f"Expected at most {limits.put_bytes} bytes in a put, came {rows.nbytes}; send "
             f"smaller ones."
         )
-    nulls = [n for n, c in zip(rows.schema.names, rows.columns, strict=True) if _has_nulls(c)]
-    if nulls or not count:
-        came = f"nulls in {nulls[0]!r}" if nulls else "none"
-        raise PutError(f"Expected rows without nulls, came {came}.")
+    if not count:
+        raise PutError("Expected rows without nulls, came none.")
+    for number, column in enumerate(rows.columns):
+        if _has_nulls(column):
+            name = rows.schema.names[number]
+            raise PutError(f"Expected rows without nulls, came nulls in {name!r}.")
 
 
 def _has_nulls(column: pa.Array) -> bool:
     if column.null_count:
         return True
-    if not pa.types.is_fixed_size_list(column.type) or not column.values.null_count:
+    if not isinstance(column, pa.FixedSizeListArray) or not column.values.null_count:
         return False
     return bool(column.flatten().null_count)  # of these rows, not of those beside them
 

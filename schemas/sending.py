@@ -21,6 +21,8 @@ from schemas.packed import Packed, Rows, Video, pad_row, spec_of
 from schemas.rows import FLAGS, RowLayout
 from schemas.spec import DatasetSpec, FieldSpec
 
+KNOWN_ROWS = 1024
+"""Of so few rows flags are remembered."""
 _Key: TypeAlias = tuple[str, FieldSpec | str, tuple[int, ...], bool]
 
 
@@ -126,7 +128,13 @@ def _flag(name: str, episode: Episode, count: int) -> pa.Array:
         return _ones_but(count, is_last=episode.final_observation == "present")
     flags = np.zeros(count, bool)
     flags[:-1] = getattr(episode, name)
-    return _numbers(flags, pa.bool_())
+    return _known_flags(flags.tobytes()) if count <= KNOWN_ROWS else _numbers(flags, pa.bool_())
+
+
+@functools.lru_cache(maxsize=256)
+def _known_flags(held: bytes) -> pa.Array:
+    """Returns flags that are remembered by their bytes: most episodes have the same."""
+    return _numbers(np.frombuffer(held, bool), pa.bool_())
 
 
 @functools.lru_cache(maxsize=256)

@@ -170,7 +170,8 @@ def _show_measure(result: dict[str, Any]) -> None:
 
 def _show_service(result: dict[str, Any]) -> None:
     rows = [tuple(row.values()) for row in result["pushes"]]
-    columns = ("durable pushes", "puts/s", "steps/s", "ack p50, ms", "p99, ms", "p50 of fdatasync")
+    rates = ("durable pushes", "pushed", "puts/s", "steps/s")
+    columns = (*rates, "ack p50, ms", "p99, ms", "p50 of fdatasync")
     table(columns, rows)
     others = {name: value for name, value in result.items() if name not in ("pushes", "machine")}
     table(("what", "value"), [*others.items()])

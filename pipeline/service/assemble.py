@@ -23,7 +23,7 @@ VIEWED_BYTES = 4 << 10
 put's rows, and what else it takes is no more than they."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """The rows of one put."""
 

@@ -1,6 +1,8 @@
 """The service's benchmark: real processes, durable pushes beside the disk's own sync, pulls.
 
 Everything is measured in rounds that take turns, so that a ratio compares moments that are near.
+Actors that push as soon as an acknowledgement lets them tell how much the service takes; actors at
+a pace, as those that step environments are, tell how long a push takes while it takes less.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ _SYNCS = 100
 _PULLS = 100
 
 
+def _windows(actors: int) -> tuple[tuple[int, int], ...]:
+    """Returns how many actors push, and how many puts each has on its way."""
+    return (1, 1), (actors, 1), (actors, 16)
+
+
 @dataclass(frozen=True)
 class ServiceBench:
     """What is measured."""
@@ -37,11 +44,66 @@ class ServiceBench:
     actors: int = 8
     processes: int = 2
     """That the actors are in, as threads."""
+    paces: tuple[int, ...] = (400, 1000)
+    """Puts a second, of the first of `steps`, that the actors push together at their times."""
     seconds: float = 3.0
     """Of each turn."""
     rounds: int = 3
+    steps: tuple[int, ...] = STEPS
+    """Of each put."""
     folder: Path | None = None
     """Where store and log are; a temporary folder by default."""
+    block_bytes: int = BLOCK_BYTES
+    pulls: int = _PULLS
+
+    def loads(self, steps: int) -> list[Load]:
+        """Returns what is pushed in a round, in puts of some steps."""
+        closed = [Load(steps, n, window) for n, window in _windows(self.actors)]
+        paces = self.paces if steps == self.steps[0] else ()
+        return closed + [Load(steps, self.actors, pace=pace) for pace in paces]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who pushes how."""
+
+    steps: int
+    """Of each put."""
+    actors: int
+    window: int = 1
+    """Puts of an actor on their way at most, without a pace."""
+    pace: int = 0
+    """Puts a second of all actors together; 0 for as many as the window lets through."""
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        how = f"{self.pace} a second together" if self.pace else f"{self.window} on their way"
+        return f"{self.steps} steps, {self.actors} actors, {how}"
+
+
+@dataclass
+class _Turns:
+    """What the turns of one load found."""
+
+    load: Load
+    waits: list[float] = field(default_factory=list)
+    """Seconds of each put until it was acknowledged."""
+    rates: list[float] = field(default_factory=list)
+    """Puts a second of each turn."""
+
+    def row(self, sync: float) -> dict[str, Any]:
+        """Returns the row of the report."""
+        rate, median = float(np.median(self.rates)), float(np.median(self.waits))
+        return {
+            "name": self.load.name,
+            "pushed": len(self.waits),
+            "puts_per_second": round(rate, 1),
+            "steps_per_second": round(rate * self.load.steps),
+            "ack_p50_ms": _ms(median),
+            "ack_p99_ms": _ms(np.quantile(self.waits, 0.99)),
+            "ack_p50_of_fdatasync": round(median / sync, 2),
+        }
 
 
 def bench_service(
@@ -50,41 +112,31 @@ def bench_service(
     """Measures a service on this machine; seconds are wall seconds."""
     config = config or ServiceBench()
     syncs: list[float] = []
-    waits: dict[str, list[float]] = {}
-    rates: dict[str, list[float]] = {}
+    turns: dict[str, _Turns] = {}
     pulls: list[float] = []
     blocks: list[float] = []
-    load = os.getloadavg()[0]
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=config.folder) as folder:
         root = Path(folder)
-        _make_block(root / "store")
+        _make_block(root / "store", config.block_bytes)
         with _served(root) as address:
             for number in range(config.rounds):
                 say(f"round {number + 1} of {config.rounds}")
-                for steps in STEPS:
+                for steps in config.steps:
                     syncs += _sync_seconds(root, steps * 100)
-                    for actors, window in ((1, 1), (config.actors, 1), (config.actors, 16)):
-                        name = f"{steps} steps, {actors} actors, {window} on their way"
-                        found, seconds = _pushed(address, actors, steps, window, config)
-                        waits.setdefault(name, []).extend(found)
-                        rates.setdefault(name, []).append(len(found) / seconds)
-                pulls += _tail_seconds(address)
+                    for load in config.loads(steps):
+                        how = (load.actors, load.steps, load.window)
+                        found, seconds = pushed(address, *how, config, load.pace)
+                        row = turns.setdefault(load.name, _Turns(load))
+                        row.waits += found
+                        row.rates.append(len(found) / seconds)
+                pulls += _tail_seconds(address, config.pulls)
                 blocks.append(_block_rate(address))
     sync = float(np.median(syncs))
     return {
-        "machine": {"cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0]},
+        "machine": {"cores": os.cpu_count(), "load_before": busy, "load_after": os.getloadavg()[0]},
         "fdatasync_p50_ms": _ms(sync),
-        "pushes": [
-            {
-                "name": name,
-                "puts_per_second": round(float(np.median(rates[name])), 1),
-                "steps_per_second": round(float(np.median(rates[name])) * int(name.split()[0])),
-                "ack_p50_ms": _ms(np.median(found)),
-                "ack_p99_ms": _ms(np.quantile(found, 0.99)),
-                "ack_p50_of_fdatasync": round(float(np.median(found)) / sync, 2),
-            }
-            for name, found in waits.items()
-        ],
+        "pushes": [found.row(sync) for found in turns.values()],
         "tail_256_rows_p50_ms": _ms(np.median(pulls)),
         "tail_256_rows_p99_ms": _ms(np.quantile(pulls, 0.99)),
         "block_mb_per_second": round(float(np.median(blocks)), 1),
@@ -111,10 +163,10 @@ def _served(root: Path) -> Iterator[str]:
         process.stdout.close()
 
 
-def _make_block(store: Path) -> None:
-    """Makes a store with one block of about `BLOCK_BYTES` that does not get smaller."""
+def _make_block(store: Path, size: int) -> None:
+    """Makes a store with one block of about so many bytes that does not get smaller."""
     random = np.random.default_rng(0)
-    steps = BLOCK_BYTES // 100 // 10
+    steps = size // 100 // 10
     open_store(store, create=True).append([rollout(steps, random) for _ in range(10)])
 
 
@@ -133,30 +185,33 @@ def _sync_seconds(root: Path, size: int) -> list[float]:
     return found
 
 
-def _pushed(
-    address: str, actors: int, steps: int, window: int, config: ServiceBench
+def pushed(
+    address: str, actors: int, steps: int, window: int, config: ServiceBench, pace: int = 0
 ) -> tuple[list[float], float]:
-    """Returns the waits of some actors, and the seconds that they pushed."""
+    """Returns the waits of some actors, and the seconds until all was acknowledged."""
     processes = min(config.processes, actors)
-    each = str(actors // processes)
-    command = [sys.executable, "-m", "pipeline.service.bench_actors", address, each]
-    command += [str(steps), str(config.seconds), str(window)]
+    command = [sys.executable, "-m", "pipeline.service.bench_actors", address]
+    command += [str(actors // processes), str(steps), str(config.seconds)]
+    command += [str(window), str(pace / actors)]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
     waits: list[float] = []
+    seconds = 0.0
     for process in running:
         text, _ = process.communicate()
-        waits += json.loads(text)
-    return waits, config.seconds
+        found = json.loads(text)
+        waits += found["waits"]
+        seconds = max(seconds, found["seconds"])
+    return waits, seconds
 
 
-def _tail_seconds(address: str) -> list[float]:
+def _tail_seconds(address: str, pulls: int) -> list[float]:
     """Returns how long it takes to pull an episode of 256 rows that was just pushed."""
     random = np.random.default_rng()
     found = []
     with RolloutClient(address) as client:
-        for _ in range(_PULLS):
+        for _ in range(pulls):
             offset = client.push(rollout(255, random))
             begun = time.perf_counter()
             (one,) = client.tail(after=int(offset) - 1, min_offset=int(offset))

@@ -7,14 +7,16 @@ Who writes it is `teller`'s business.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from prometheus_client import Counter as Metric
 
 from pipeline.service import rollout_log
 from pipeline.service.flight_errors import fault_of
@@ -77,7 +79,10 @@ class Acks:
         self._is_held_up = False
         """True while somebody waits for puts to be told."""
         self._has_gone = False
-        self._last = Ack(sequence=-1, offset=-1, server=state.log.server)
+        self._told: dict[str, object] = {"sequence": -1, "offset": -1, "server": state.log.server}
+        """What was said last, but for whether the service is about to end."""
+        self._counted: dict[str, tuple[Metric, Metric]] = {}
+        """By producer, the counts of its steps and bytes: to look them up takes longer."""
 
     # -- for the reader of the stream ----------------------------------------------------------
 
@@ -161,18 +166,17 @@ class Acks:
 
     def _tell_of(self, told: list[Unacked], error: Fault | None) -> None:
         """Tells what is safe, and what is wrong: who waits sends nothing that could be answered."""
-        said: dict[str, object] = {"error": error}
+        self._told["error"] = error
         if told:
             newest = told[-1]
-            said |= {"sequence": newest.header.sequence, "offset": newest.taken.offset}
-        self._last = self._last.model_copy(update=said)
+            self._told |= {"sequence": newest.header.sequence, "offset": newest.taken.offset}
         self._write()
         self._count(told)
 
     def _write(self) -> None:
         is_leaving = self._is_leaving
         if not self._has_gone:
-            said = self._last.model_copy(update={"is_draining": True}) if is_leaving else self._last
+            said = Ack(**self._told, is_draining=is_leaving)  # type: ignore[arg-type]
             try:
                 self._writer.write(pa.py_buffer(said.encoded()))
             except (pa.ArrowException, OSError):
@@ -180,16 +184,22 @@ class Acks:
         self._has_left = is_leaving
 
     def _count(self, told: list[Unacked]) -> None:
-        metrics, now = self._state.metrics, time.monotonic()
-        steps: Counter[str] = Counter()
-        size: Counter[str] = Counter()
+        observe, now = self._state.metrics.put_ack.observe, time.monotonic()
+        for producer, several in itertools.groupby(told, lambda one: one.header.producer):
+            puts = list(several)
+            steps, size = self._counts(producer)
+            steps.inc(sum([one.rows - one.header.end for one in puts]))
+            size.inc(sum([one.bytes for one in puts]))
         for one in told:
-            producer = one.header.producer
-            steps[producer] += one.rows - one.header.end
-            size[producer] += one.bytes
-            metrics.put_ack.observe(now - one.came_at)
+            observe(now - one.came_at)
             self._state.quotas.pushed(self._token, one.taken.offset, one.bytes)
-        for producer, count in steps.items():
+
+    def _counts(self, producer: str) -> tuple[Metric, Metric]:
+        found = self._counted.get(producer)
+        if found is None:
+            metrics = self._state.metrics
             name = metrics.stream(stream_of(producer))
-            metrics.put_steps.labels(name).inc(count)
-            metrics.put_bytes.labels(name).inc(size[producer])
+            found = metrics.put_steps.labels(name), metrics.put_bytes.labels(name)
+            if len(self._counted) < WAITING:
+                self._counted[producer] = found
+        return found

@@ -169,7 +169,7 @@ class Intake:
         Args:
             header: as `schemas.rollouts.read_header` returns it.
             rows: as they came: they are checked here, and kept until they are sealed.
-            known: what `shape` returned for rows before these.
+            known: what `shape` returned for the schema of these rows.
 
         Raises:
             PutError, TooLargeError: if the rows are not what they must be.
@@ -180,31 +180,30 @@ class Intake:
             DiskFullError, BusyError: if there is no room now.
             LogFailedError: if the log can write no more.
         """
-        shape = self.shape(rows.schema, known)
+        shape = known or self.shape(rows.schema, None)
         check_rows(rows, shape.layout, self._config.limits)
         parts = payload.encode(header, rows, schema=shape.encoded)
         pending = Pending(Kind.PUT, parts)
         piece = Piece(-1, rows.num_rows, pending.size, rows, pending)
         if header.end:
-            return self._end(header, piece, parts)
+            return self._end(header, piece, parts, shape.schema)
         with self.changed:
             repeated = self._repeated(header)
             if repeated is not None:
                 return repeated
-            growing = self._growing(header, rows.schema)
+            growing = self._growing(header, shape.schema)
             self._append(pending)
             self._take(header, pending)
             self._grow(growing, piece)
         return Taken(pending.offset, pending, is_end=False)
 
-    def _end(self, header: PutHeader, piece: Piece, parts: list[Bytes]) -> Taken:
+    def _end(self, header: PutHeader, piece: Piece, parts: list[Bytes], schema: pa.Schema) -> Taken:
         """Takes the last put of an episode: only now is it known whether it is one."""
-        assert piece.batch is not None
         with self.changed:
             repeated = self._repeated(header)
             if repeated is not None:
                 return repeated
-            growing = self._growing(header, piece.batch.schema)
+            growing = self._growing(header, schema)
             before = list(growing.pieces)
         try:
             assert header.facts is not None
@@ -257,7 +256,7 @@ class Intake:
         if found is None:
             self._hooks.may_begin(self.episodes.steps)
             return Growing(producer, epoch, episode_id, schema, time.monotonic())
-        if not found.schema.equals(schema, check_metadata=True):
+        if found.schema is not schema and not found.schema.equals(schema, check_metadata=True):
             raise ResendError(
                 f"Expected rows as the episode {episode_id!r} began with, came others; begin a "
                 f"new epoch and send it from its first step.",

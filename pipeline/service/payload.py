@@ -21,6 +21,25 @@ _PREFIX = struct.Struct("<IIIB3x")
 """Bytes of the header, bytes of the schema, rows, whether the episode was had already."""
 
 
+class StoredHead(NamedTuple):
+    """What a restart reads of a put."""
+
+    header: dict[str, Any]
+    """As `schemas.rollouts.PutHeader`; it was checked before it was written."""
+    rows: int
+    is_copy: bool
+    """True for the end of an episode that had come before with the same content."""
+    schema_at: int
+    """Where in the payload its schema begins."""
+    schema_bytes: int
+    """Of the schema; 0 unless the put begins an episode."""
+
+    @property
+    def facts(self) -> EpisodeFacts:
+        """The facts of an episode's last put."""
+        return EpisodeFacts.model_validate_json(json.dumps(self.header["facts"]))
+
+
 class StoredPut(NamedTuple):
     """A put as the log holds it."""
 
@@ -32,11 +51,6 @@ class StoredPut(NamedTuple):
     schema: memoryview
     """Empty unless the put begins an episode."""
     body: memoryview
-
-    @property
-    def facts(self) -> EpisodeFacts:
-        """The facts of an episode's last put."""
-        return EpisodeFacts.model_validate_json(json.dumps(self.header["facts"]))
 
 
 def encode(
@@ -73,14 +87,22 @@ def decode(payload: bytes | memoryview) -> StoredPut:
     Raises:
         DamagedLogError: if the payload is none that this release writes.
     """
-    data = memoryview(payload)
+    header, rows, is_copy, begun, schema = decode_head(payload)
+    data, body = memoryview(payload), begun + _padded(schema)
+    return StoredPut(header, rows, is_copy, data[begun : begun + schema], data[body:])
+
+
+def decode_head(payload: bytes | memoryview) -> StoredHead:
+    """Returns all of a put but its rows.
+
+    Raises:
+        DamagedLogError: if the payload is none that this release writes.
+    """
     try:
-        text, schema, rows, is_copy = _PREFIX.unpack_from(data)
-        begun = _PREFIX.size
-        header = from_json(bytes(data[begun : begun + text]))
-        begun += _padded(text)
-        after = begun + _padded(schema)
-        return StoredPut(header, rows, bool(is_copy), data[begun : begun + schema], data[after:])
+        text, schema, rows, is_copy = _PREFIX.unpack_from(payload)
+        said = payload[_PREFIX.size : _PREFIX.size + text]
+        header = from_json(said if isinstance(said, bytes) else bytes(said))
+        return StoredHead(header, rows, bool(is_copy), _PREFIX.size + _padded(text), schema)
     except (ValueError, struct.error) as error:
         raise DamagedLogError(
             f"Expected a put in the log, came something else ({error}); start this log with the "

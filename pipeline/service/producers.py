@@ -66,10 +66,14 @@ class Producers:
     ) -> bool:
         """Remembers the next put; returns True if it is the first of an epoch."""
         known = self._known.pop(name, None)
-        self._known[name] = Producer(epoch, sequence, offset, pending)
-        while len(self._known) > KEEP:
-            del self._known[next(iter(self._known))]
-        return known is None or known.epoch != epoch
+        if known is None or known.epoch != epoch:
+            self._known[name] = Producer(epoch, sequence, offset, pending)
+            while len(self._known) > KEEP:
+                del self._known[next(iter(self._known))]
+            return True
+        self._known[name] = known
+        known.sequence, known.offset, known.pending = sequence, offset, pending
+        return False
 
     def forget_refused(self) -> set[str]:
         """Forgets the producers whose newest put the disk had no room for; returns their names.

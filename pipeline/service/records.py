@@ -22,7 +22,10 @@ _START = struct.Struct("<4sIQQB3xI")
 """Magic, length of the payload, offset, durable, kind, crc32c of the payload."""
 _CHECK = struct.Struct("<I4x")
 """crc32c of what is before it in the header."""
-HEADER_BYTES = _START.size + _CHECK.size
+_HEADER = struct.Struct(_START.format + _CHECK.format[1:])
+HEADER_BYTES = _HEADER.size
+COPIED_BYTES = 1 << 14
+"""Payloads up to so many bytes are copied to be read: to share them takes longer."""
 ALIGNMENT = 8
 MAX_PAYLOAD = 1 << 28
 """The longest payload; longer ones are refused unread."""
@@ -49,7 +52,7 @@ class Record(NamedTuple):
     kind: Kind
     durable: int
     """Records of smaller offsets were durable when this one was written."""
-    payload: memoryview
+    payload: bytes | memoryview
     position: int
     """Of the payload in its segment."""
 
@@ -98,28 +101,30 @@ def read_records(data: bytes, first: int) -> Iterator[Record]:
         if record is None or record.offset != first:
             return
         yield record
-        position, first = record.end, first + 1
+        position = record.position + _padded(len(record.payload))
+        first += 1
 
 
 def record_at(data: bytes, at: int) -> Record | None:
     """Returns the record that begins at a position; None if none does, or it is not whole."""
-    if at + HEADER_BYTES > len(data):
+    position = at + HEADER_BYTES
+    if position > len(data):
         return None
-    magic, length, offset, durable, kind, payload_crc = _START.unpack_from(data, at)
+    magic, length, offset, durable, kind, payload_crc, check = _HEADER.unpack_from(data, at)
     if magic != MAGIC or length > MAX_PAYLOAD:
         return None
-    if (
-        google_crc32c.value(data[at : at + _START.size])
-        != _CHECK.unpack_from(data, at + _START.size)[0]
-    ):
+    if google_crc32c.value(data[at : at + _START.size]) != check:
         return None
-    position = at + HEADER_BYTES
     if position + _padded(length) > len(data) or kind not in _KINDS:
         return None
-    payload = memoryview(data)[position : position + length]
-    if checksum([payload]) != payload_crc:
-        return None
-    return Record(offset, _KINDS[kind], durable, payload, position)
+    payload: bytes | memoryview
+    if length <= COPIED_BYTES:
+        payload = data[position : position + length]
+        came = google_crc32c.value(payload)
+    else:
+        payload = memoryview(data)[position : position + length]
+        came = checksum([payload])
+    return Record(offset, _KINDS[kind], durable, payload, position) if came == payload_crc else None
 
 
 def durable_after(data: bytes, at: int) -> int:

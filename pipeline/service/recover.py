@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.service.assemble import Episodes, Growing, Piece
-from pipeline.service.payload import StoredPut, decode, plain, read_schema
+from pipeline.service.payload import StoredHead, decode_head, plain, read_schema
 from pipeline.service.producers import Producers
 from pipeline.service.records import Kind, Record, record_bytes
 from pipeline.service.segments import Place, Segments
@@ -140,36 +140,37 @@ def _begin(found: Recovered, record: Record, sealed_by: Callable[[str], int]) ->
 
 
 def _put(found: Recovered, record: Record, segment: int) -> None:
-    put = decode(record.payload)
+    offset, _, _, payload, position = record
+    put, episodes = decode_head(payload), found.episodes
     header = put.header
-    producer, epoch, episode_id = header["producer"], header["epoch"], header["episode_id"]
-    if found.producers.take(producer, epoch, header["sequence"], record.offset, None):
-        found.episodes.drop_older(producer, epoch)
-    growing = _growing(found, put)
+    producer, epoch = header["producer"], header["epoch"]
+    if found.producers.take(producer, epoch, header["sequence"], offset, None):
+        episodes.drop_older(producer, epoch)
+    growing = _growing(found, put, payload)
     if growing is not None:
-        length = len(record.payload)
-        place = Place(segment, record.position, length)
-        piece = Piece(record.offset, put.rows, record_bytes(length), place=place)
-        found.episodes.grow(growing, piece)
+        length = len(payload)
+        place = Place(segment, position, length)
+        episodes.grow(growing, Piece(offset, put.rows, record_bytes(length), None, None, place))
     if not header.get("end"):
         return
-    if put.is_copy or record.offset <= found.sealed:
-        found.episodes.drop((producer, episode_id))
+    if put.is_copy or offset <= found.sealed:
+        episodes.drop((producer, header["episode_id"]))
     elif growing is None:
-        found.orphans[record.offset] = episode_id
+        found.orphans[offset] = header["episode_id"]
     else:
-        found.episodes.end(growing, put.facts, None)
+        episodes.end(growing, put.facts, None)
 
 
-def _growing(found: Recovered, put: StoredPut) -> Growing | None:
+def _growing(found: Recovered, put: StoredHead, payload: bytes | memoryview) -> Growing | None:
     """Returns the open episode that a put belongs to; None if its begin is sealed and gone."""
     header = put.header
     producer, epoch, episode_id = header["producer"], header["epoch"], header["episode_id"]
-    if header["start"] == 0:
-        text = bytes(put.schema)
+    start = header["start"]
+    if start == 0:
+        text = bytes(payload[put.schema_at : put.schema_at + put.schema_bytes])
         if text not in found.schemas:
             found.schemas[text] = read_schema(text)
         return Growing(producer, epoch, episode_id, found.schemas[text], time.monotonic())
     known = found.episodes.growing.get((producer, episode_id))
-    is_next = known is not None and known.epoch == epoch and known.rows == header["start"]
+    is_next = known is not None and known.rows == start and known.epoch == epoch
     return known if is_next else None

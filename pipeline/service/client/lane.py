@@ -4,6 +4,10 @@ A stream has one Arrow schema, so each layout has a lane, with a producer's name
 stream ends, whatever the reason, the lane connects anew, maybe elsewhere, begins a larger epoch,
 and sends all that it keeps again: open episodes and those that were not acknowledged. The service
 keeps what is sent twice once.
+
+Where nothing waits for an acknowledgement, who pushes writes the put on the spot: to wake the
+thread takes as long as to write. It cannot be held up by that, for the put fits what the service,
+which has read all before it, takes unread.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -34,6 +40,8 @@ from schemas.rollouts import PutHeader
 logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
 _CLOSE_SECONDS = 1.0
+DIRECT_BYTES = 32 << 10
+"""The largest put that who pushes writes: half of what HTTP/2 lets a peer send unread."""
 
 
 class _EndedError(Exception):
@@ -55,8 +63,11 @@ class Lane:
         self._backoff = Backoff(settings)
         self._is_closing = False
         self._looked_at = time.monotonic()
+        self._watched: _Stream | None = None
+        """The stream that the thread looks after while it waits; others may write to it then."""
         self.error: PenstockError | None = None
         """Why the last stream ended."""
+        outbox.offer = self._offered
         self._thread = threading.Thread(target=self._run, name="penstock-lane", daemon=True)
         self._thread.start()
 
@@ -115,31 +126,69 @@ class Lane:
 
     def _pump(self, stream: _Stream) -> None:
         """Sends until the client is closed; everything else is raised."""
-        sequence = 0
         while True:
             with self.outbox.changed:
                 one = self._next(stream)
                 if one is None:
                     return
-                number, start = one.sent, one.rows_sent
-                one.sent += 1
-                one.rows_sent += one.batches[number].num_rows
-                is_last = one.facts is not None and not one.has_unsent
-                stream.sent.append((sequence, one, is_last))
-                stream.moved_at = stream.moved_at if len(stream.sent) > 1 else time.monotonic()
-            header = PutHeader.of(
-                producer=self._producer,
-                epoch=self._epoch,
-                sequence=sequence,
-                episode_id=one.episode_id,
-                start=start,
-                end=is_last,
-                facts=one.facts if is_last else None,
-            )
-            stream.write(one.batches[number], header)
-            sequence += 1
-            if stream.has_acks:
-                self._backoff.reset()
+                write = self._claim(stream, one)
+            write()
+
+    def _claim(self, stream: _Stream, one: Outgoing) -> Callable[[], None]:
+        """Counts an episode's next rows as sent; returns what sends them, and may raise."""
+        rows, start = one.batches[one.sent], one.rows_sent
+        one.sent += 1
+        one.rows_sent += rows.num_rows
+        is_last = one.facts is not None and not one.has_unsent
+        sequence = stream.sequence
+        stream.sequence += 1
+        if not stream.sent:
+            stream.moved_at = time.monotonic()
+        stream.sent.append((sequence, one, is_last))
+        if stream.has_acks:
+            self._backoff.reset()
+        said = {
+            "producer": self._producer,
+            "epoch": self._epoch,
+            "sequence": sequence,
+            "episode_id": one.episode_id,
+            "start": start,
+            "end": is_last,
+            "facts": one.facts if is_last else None,
+        }
+        return lambda: stream.write(rows, PutHeader.of(**said))
+
+    # -- the threads that push -----------------------------------------------------------------
+
+    def _offered(self, one: Outgoing, size: int) -> Callable[[], None] | None:
+        """Says how to send the rows just added on the spot, if that can hold nobody up."""
+        stream = self._watched
+        if stream is None or size > DIRECT_BYTES or stream.is_written or stream.sent:
+            return None
+        if stream.is_over or stream.is_draining or self._is_closing or stream.failure is not None:
+            return None
+        if self.outbox.next() is not one or one.sent + 1 != len(one.batches):
+            return None
+        stream.is_written = True
+        return partial(self._send, stream, self._claim(stream, one))
+
+    def _send(self, stream: _Stream, write: Callable[[], None]) -> None:
+        """Writes to a stream; what goes wrong is the lane's business, which sends all again."""
+        failure: PenstockError | None = TransientError("Expected a put to be written, it was not.")
+        try:
+            write()
+            failure = None
+        except PenstockError as error:
+            failure = error
+        finally:
+            with self.outbox.changed:
+                stream.is_written = False
+                stream.failure = failure
+                is_left = self._watched is not stream
+                if is_left or failure is not None or self.outbox.next() is not None:
+                    self.outbox.changed.notify_all()
+
+    # -- the lane's thread ---------------------------------------------------------------------
 
     def _next(self, stream: _Stream) -> Outgoing | None:
         """Waits for something that may be sent; None if the client is closed."""
@@ -147,6 +196,8 @@ class Lane:
             now = time.monotonic()
             if stream.is_over:
                 raise _EndedError
+            if stream.failure is not None:
+                raise stream.failure
             if self._is_closing:
                 return None
             if stream.sent and now - stream.moved_at > self._settings.ack_seconds:
@@ -161,10 +212,13 @@ class Lane:
                 raise _EndedError
             found = self.outbox.next()
             is_free = len(stream.sent) < self._settings.window and not stream.is_draining
-            if found is not None and is_free:
+            if found is not None and is_free and not stream.is_written:
                 return found
             self.outbox.waits_for_room = found is not None
-            self.outbox.changed.wait(_LOOK_SECONDS if self.outbox.episodes else None)
+            is_awake = bool(self.outbox.episodes)  # asleep, it would not see that time runs out
+            self._watched = stream if is_awake else None
+            self.outbox.changed.wait(_LOOK_SECONDS if is_awake else None)
+            self._watched = None
             self.outbox.waits_for_room = False
 
     def _recover(self, error: PenstockError) -> None:
@@ -228,6 +282,12 @@ class _Stream:
         self.moved_at = time.monotonic()
         """When something was acknowledged last, or began to wait."""
         self.has_acks = False
+        self.sequence = 0
+        """Of the next put."""
+        self.is_written = False
+        """True while another thread than the lane's writes to it."""
+        self.failure: PenstockError | None = None
+        """What that thread met."""
         self.is_over = False
         self.is_draining = False
         self._error: Exception | None = None
@@ -261,6 +321,8 @@ class _Stream:
         return said
 
     def _close(self) -> None:
+        with self._outbox.changed:  # two threads must not use the writer at a time
+            self._outbox.changed.wait_for(lambda: not self.is_written)
         try:
             if not self.is_over:
                 self._writer.done_writing()

@@ -135,6 +135,10 @@ class Outbox:
         self._closed: PenstockError | None = None
         self.waits_for_room = False
         """True while the lane has rows to send and waits for acknowledgements alone."""
+        self.offer: Callable[[Outgoing, int], Callable[[], None] | None] = lambda *_: None
+        """Asked, with the condition held, of an episode to which rows of so many bytes were added:
+        what it returns sends them, from the thread that added them; None leaves that to the lane.
+        """
         self._ready: deque[Outgoing] = deque()
         self._ended = threading.Condition(lock)
         self._budget = budget
@@ -175,8 +179,11 @@ class Outbox:
             if not one.is_ready:
                 one.is_ready = True
                 self._ready.append(one)
-            if not self.waits_for_room:
+            send = self.offer(one, size)
+            if send is None and not self.waits_for_room:
                 self.changed.notify_all()
+        if send is not None:
+            send()
 
     def next(self) -> Outgoing | None:
         """Returns an episode with something to send; call with the condition held."""
