@@ -34,6 +34,7 @@ from learners.memory import keep_freed_memory
 from learners.run import threads
 from pipeline.store.store import open_store
 from schemas.episode import Episode
+from schemas.errors import UnknownNameError, suggest
 
 STATES, ACTIONS, LENGTH = 11, 3, 1000  # of Hopper
 WIDTHS = (256, 256)
@@ -121,29 +122,44 @@ def bench_learner(
         `machine`, and per algorithm in `results` rows of updates per CPU second: `name`, `best`,
         `median`, `of_bound` (the best's share of its bound), `agents`; `over_plain`; and, where
         updates are compiled, `over_written`, what that makes of one agent's.
+
+    Raises:
+        UnknownNameError: for an algorithm that there is no plain script of.
     """
     config = config or LearnerBench()
+    for algo in config.algos:
+        if algo not in PLAIN:
+            raise UnknownNameError(
+                f"Expected an algorithm with a plain script, came {algo!r}; others are measured "
+                f"with --device; {suggest(algo, PLAIN)}.",
+                where=algo,
+            )
     load = os.getloadavg()[0]
     keep_freed_memory()  # as runs do; the script gains by it, too
     with threads(1), tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
-        columns = _columns(config.rows)
-        pinned = _stored(Path(folder), columns)
+        columns = columns_of(config.rows)
+        pinned = stored(Path(folder), columns)
         results = {}
         for algo in config.algos:
             if say is not None:
                 say(f"{algo}: {config.rounds} rounds of {config.updates} updates")
             results[algo] = _measured(algo, config, pinned, columns, f"{folder}/cache")
     return {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            "load_before": round(load, 2),
-            "load_after": round(os.getloadavg()[0], 2),
-        },
+        "machine": machine_of(load),
         "batch_size": config.batch_size,
         "compile": config.compile,
         "results": results,
+    }
+
+
+def machine_of(load: float) -> dict[str, Any]:
+    """Returns what is said of this machine, with its load before the measurement and now."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "load_before": round(load, 2),
+        "load_after": round(os.getloadavg()[0], 2),
     }
 
 
@@ -253,8 +269,8 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
     return max(time.process_time() - began, 1e-9)
 
 
-def _columns(rows: int) -> dict[str, np.ndarray]:
-    """A data set of normal numbers, in which an episode ends by its task now and then."""
+def columns_of(rows: int) -> dict[str, np.ndarray]:
+    """Returns a data set of normal numbers, in which an episode ends by its task now and then."""
     random = np.random.default_rng(0)
     terminated = np.zeros(rows, bool)
     terminated[LENGTH - 1 :: 2 * LENGTH] = True
@@ -268,8 +284,8 @@ def _columns(rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def _stored(folder: Path, columns: dict[str, np.ndarray]) -> Pinned:
-    """The same as episodes of a store."""
+def stored(folder: Path, columns: dict[str, np.ndarray]) -> Pinned:
+    """Returns the same as episodes of a store in a folder."""
     store = open_store(folder / "store", create=True)
     starts = range(0, len(columns["rewards"]), LENGTH)
     version = store.append(_episode(columns, number, start) for number, start in enumerate(starts))

@@ -43,11 +43,27 @@ def bench(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="Of stream: batches that end up there, such as cuda."),
+        typer.Option(
+            "--device",
+            help="Of stream: batches that end up there, such as cuda. Of learner: rates there, "
+            "of each form of updates, of seeds side by side, of streamed batches.",
+        ),
     ] = None,
     compile: Annotated[
-        str, typer.Option("--compile", help="Of learner: how ours take updates: none or step.")
-    ] = "none",
+        str | None,
+        typer.Option(
+            "--compile",
+            help="Of learner: how ours take updates: none, step, or graph on a GPU; with --device "
+            "all of them by default.",
+        ),
+    ] = None,
+    algos: Annotated[
+        list[str] | None,
+        typer.Option("--algo", help="Of learner, several times; by default those compared."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=2, help="Of learner: agents side by side.")
+    ] = None,
     json: Json = False,
 ) -> None:
     from schemas.errors import UnknownNameError, suggest
@@ -85,14 +101,15 @@ def bench(
             note("a kill -9, and Reverb")
             result |= {"kill_9": killed(), "reverb": reverb(quickly.seconds)}
     elif what == "learner":
-        result = _learner(rows, rounds, compile, is_quick=quick)
+        asked = {"rows": rows, "rounds": rounds, "algos": tuple(algos or ()), "seeds": seeds}
+        result = _learner(asked, compile, device, is_quick=quick)
     else:
         known = ("stream", "store", "ingest", "measure", "service", "learner")
         raise UnknownNameError(f"Expected a benchmark, came {what!r}; {suggest(what, known)}")
     if json:
         emit(result)
-    elif what == "stream" and device is not None:
-        _show_device(result)
+    elif what in ("stream", "learner") and device is not None:
+        (_show_device if what == "stream" else _show_rates)(result)
     else:
         shows = {"stream": show_stream, "store": _show_store, "ingest": _show_ingest}
         shows |= {"measure": _show_measure, "service": _show_service, "learner": _show_learner}
@@ -188,27 +205,31 @@ def _show_ingest(result: dict[str, Any]) -> None:
 
 
 def _learner(
-    rows: int | None, rounds: int | None, compile: str, *, is_quick: bool
+    asked: dict[str, Any], compile: str | None, device: str | None, *, is_quick: bool
 ) -> dict[str, Any]:
     import dataclasses
 
     from schemas.errors import UnknownNameError, missing_extra, suggest
 
-    ways = ("none", "step")
-    if compile not in ways:
+    ways = ("none", "step", "graph")
+    if compile is not None and compile not in ways:
         raise UnknownNameError(
             f"Expected a way to take updates, came {compile!r}; {suggest(compile, ways)}"
         )
     try:
         from learners.bench import QUICK, LearnerBench, bench_learner
+        from learners.bench_rates import QUICK_RATES, RateBench, bench_rates
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise missing_extra("learners", "torch") from None
-    given = {"rows": rows, "rounds": rounds, "compile": compile}
-    asked = {name: value for name, value in given.items() if value}
-    config = dataclasses.replace(QUICK if is_quick else LearnerBench(), **asked)  # type: ignore[arg-type]
-    return bench_learner(config, say=note)
+    asked = {name: value for name, value in asked.items() if value}
+    if device is None:
+        config = QUICK if is_quick else LearnerBench()
+        asked |= {} if compile is None else {"compile": compile}
+        return bench_learner(dataclasses.replace(config, **asked), note)
+    asked |= {"device": device} if compile is None else {"device": device, "forms": (compile,)}
+    return bench_rates(dataclasses.replace(QUICK_RATES if is_quick else RateBench(), **asked), note)
 
 
 def _show_learner(result: dict[str, Any]) -> None:
@@ -229,6 +250,21 @@ def _show_learner(result: dict[str, Any]) -> None:
         shown.append(("products alone, of the plain script", found["bound of plain"], "", 1, ""))
         title = f"{algo}, batches of {result['batch_size']}; agent-updates per CPU second"
         table(columns, shown, title)
+
+
+def _show_rates(result: dict[str, Any]) -> None:
+    machine = result["machine"]
+    say(
+        f"{machine['device']}, torch {machine['torch']}, load {machine['load_before']} before and "
+        f"{machine['load_after']} after; agent-updates per {result['per']}"
+    )
+    columns = ("algorithm", "compile", "agents", "batches", "rows", "best", "median", "first, s")
+    names = ("algo", "compile", "agents", "data", "batch_size", "best", "median", "first_seconds")
+    table(columns, [tuple(row[name] for name in names) for row in result["rows"]])
+    ratios = [
+        (algo, one["streamed"], one["side_by_side"]) for algo, one in result["ratios"].items()
+    ]
+    table(("algorithm", "streamed over resident", "side by side over one"), ratios)
 
 
 def _on_device(device: str, rows: int) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from learners.bench import ACTIONS, QUICK, STATES, Product, backward, bench_learner, products
 from learners.bench_plain import FIELDS, PLAIN, Replay
+from learners.bench_rates import QUICK_RATES, Case, RateBench, cases
 from pipeline.cli.main import app
-from schemas.errors import UnknownNameError
+from schemas.errors import ConfigError, UnknownNameError
 from tests.learners.worked import A, O, learner, rows
 
 
@@ -91,3 +92,46 @@ def test_the_command_prints_shares_of_the_bound() -> None:
     said = CliRunner().invoke(app, ["bench", "learner", "--compile", "stepp"])
     assert isinstance(said.exception, UnknownNameError)
     assert "did you mean 'step'" in str(said.exception)
+
+
+def test_a_gpu_is_asked_for_each_form_seeds_and_streamed_rows() -> None:
+    assert cases(RateBench(device="cuda"), torch.device("cuda", 0)) == [
+        Case("none", 1, "gpu"),
+        Case("step", 1, "gpu"),
+        Case("graph", 1, "gpu"),
+        Case("graph", 8, "gpu"),
+        Case("graph", 1, "mmap"),
+    ]
+    assert cases(RateBench(forms=("step",), seeds=3), torch.device("cpu")) == [
+        Case("step", 1, "ram"),
+        Case("step", 3, "ram"),
+        Case("step", 1, "mmap"),
+    ]
+
+
+def test_every_algorithm_has_its_rates_on_a_device() -> None:
+    command = ["bench", "learner", "--quick", "--json", "--device", "cpu"]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert found["per"] == "CPU second"
+    assert found["ratios"].keys() == {"iql", "td3_bc", "cal_ql", "arsq"} == set(QUICK_RATES.algos)
+    for algo in QUICK_RATES.algos:
+        rows = [row for row in found["rows"] if row["algo"] == algo]
+        asked = [(row["compile"], row["agents"], row["data"]) for row in rows]
+        assert asked == [("none", 1, "resident"), ("none", 2, "resident"), ("none", 1, "streamed")]
+        assert all(row["best"] >= row["median"] > 0 < row["first_seconds"] for row in rows)
+        assert found["ratios"][algo].keys() == {"streamed", "side_by_side"}
+
+
+def test_rates_are_of_what_was_asked_for() -> None:
+    command = ["bench", "learner", "--quick", "--device", "cpu", "--algo", "bc", "--seeds", "3"]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert "cal_ql" not in said.stdout
+    assert "streamed over resident" in said.stdout
+    graph = CliRunner().invoke(app, [*command, "--compile", "graph"])
+    assert isinstance(graph.exception, ConfigError)
+    plain = CliRunner().invoke(app, ["bench", "learner", "--algo", "cal_ql"])
+    assert isinstance(plain.exception, UnknownNameError)
+    assert "--device" in str(plain.exception)
