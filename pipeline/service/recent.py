@@ -2,12 +2,13 @@
 
 Commits say through which offset they hold a log's episodes, not where each one ended; so the oldest
 commit of the answer may bring some that are older than asked, and whoever breaks off within one
-gets all of it again.
+gets all of it again. Where the rows of a commit have expired, since they were joined with others,
+the version itself has its episodes, together with those of all commits before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from pipeline.service.seal import sealed_in, source_name
 from pipeline.store.reader import Version
 from pipeline.store.store import Store
 from schemas.episode import Episode
+from schemas.errors import UntrustedError
 from schemas.version import Append, Part, VersionRef
 
 
@@ -35,11 +37,33 @@ def sealed_since(
         The offset to go on after, which the commit before holds the log through, and the episode.
     """
     version = store.version(head.id)
-    name = source_name(server)
     if sealed_in(version.state, server) <= after:
         return
+    seals = _seals_since(version, server, after)
+    kept: list[tuple[int, Sequence[pa.Table]]] = []
+    for through, parts in seals:
+        tables = _rows(version, parts)
+        if tables is None:
+            break
+        kept.append((through, tables))
+    before = after
+    if len(kept) < len(seals):
+        known = [table["episode_id"] for _, tables in kept for table in tables]
+        for episode in version.episodes_at(_of_log(version, server, known)):
+            yield before, episode
+        before = seals[len(kept)][0]
+    for through, tables in reversed(kept):
+        for table in tables:
+            for episode in _episodes(version, table):
+                yield before, episode
+        before = through
+
+
+def _seals_since(version: Version, server: str, after: int) -> list[tuple[int, tuple[Part, ...]]]:
+    """Returns through which offset each seal holds the log, and its parts; the newest first."""
+    name = source_name(server)
     found: list[tuple[int, tuple[Part, ...]]] = []
-    for commit in store.catalog.refs.history(version.commit):
+    for commit in version.store.refs.history(version.commit):
         sealed = [
             one for one in commit.operations if isinstance(one, Append) and name in one.sources
         ]
@@ -49,12 +73,28 @@ def sealed_since(
         if through <= after:
             break
         found.append((through, tuple(part for one in sealed for part in one.parts)))
-    before = after
-    for through, parts in reversed(found):
-        for part in parts:
-            for episode in _episodes(version, store.catalog.parquet(part.rows)):
-                yield before, episode
-        before = through
+    return found
+
+
+def _rows(version: Version, parts: Sequence[Part]) -> list[pa.Table] | None:
+    """Returns the rows of some parts; None if the version has them elsewhere and they are gone."""
+    try:
+        return [version.store.parquet(part.rows) for part in parts]
+    except UntrustedError:
+        own = {part.rows.key for part in version.state.parts}
+        if all(part.rows.key in own for part in parts):
+            raise
+        return None
+
+
+def _of_log(version: Version, server: str, known: Sequence[pa.ChunkedArray]) -> np.ndarray:
+    """Returns where a version has episodes of a log, but for some that are known by id."""
+    table = version.episodes(columns=["episode_id", "source_key"])
+    mine = pc.starts_with(table["source_key"], f"{source_name(server)}#").fill_null(False)
+    if known:
+        ids = pa.concat_arrays([chunk for column in known for chunk in column.chunks])
+        mine = pc.and_(mine, pc.invert(pc.is_in(table["episode_id"], value_set=ids)))
+    return np.flatnonzero(mine.to_numpy())
 
 
 def _episodes(version: Version, rows: pa.Table) -> Iterator[Episode]:
