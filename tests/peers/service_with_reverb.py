@@ -24,7 +24,7 @@ import reverb
 import tensorflow as tf
 
 VERSION = f"Reverb {version('dm-reverb')}, TensorFlow {tf.__version__}"
-OBSERVED, ACTED, PUT_STEPS, BATCH = 17, 6, 64, 256
+OBSERVED, ACTED, PUT_STEPS, LONG_STEPS, BATCH = 17, 6, 64, 1000, 256
 ACTORS = 8
 KEPT = 1_000_000
 ITEMS, AT_CHECKPOINT = 800, 500
@@ -68,7 +68,7 @@ def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def rates(seconds: float) -> dict[str, Any]:
-    """What eight writers insert, flushing every 64 steps, and what is sampled of it."""
+    """What eight writers insert, flushing every item, and what is sampled of it."""
     with (
         tempfile.TemporaryDirectory(prefix="penstock-reverb-") as folder,
         served(Path(folder)) as (_, address),
@@ -77,24 +77,39 @@ def rates(seconds: float) -> dict[str, Any]:
             "version": VERSION,
             "actors": ACTORS,
             "items_of_64_steps": inserted(address, seconds, PUT_STEPS),
+            "items_of_1000_steps": inserted(address, seconds, LONG_STEPS, LONG_STEPS),
             "items_of_1_step": inserted(address, seconds, 1),
             "sample_256": sampled(address, seconds),
+            "sample_256_following": sampled_meanwhile(address, seconds),
         }
 
 
-def inserted(address: str, seconds: float, length: int) -> dict[str, float]:
-    """Inserts items of some steps from all actors; waits are those for `flush`."""
+def inserted(
+    address: str, seconds: float, length: int, put_steps: int = PUT_STEPS
+) -> dict[str, float]:
+    """Inserts items of some steps from all actors, anew; waits are those for `flush`.
+
+    Args:
+        address: of the server.
+        seconds: for how long.
+        length: steps of an item.
+        put_steps: steps between two flushes.
+    """
     client = reverb.Client(address)
-    if length == 1:
-        client.reset("steps")
+    client.reset("steps")
     waits: list[list[float]] = [[] for _ in range(ACTORS)]
     until = time.perf_counter() + seconds
 
     def act(mine: list[float]) -> None:
-        with client.trajectory_writer(num_keep_alive_refs=PUT_STEPS) as writer:
+        with client.trajectory_writer(num_keep_alive_refs=put_steps) as writer:
+            if put_steps == LONG_STEPS:  # the length of chunks that it finds itself is far slower
+                for name in SHAPES:
+                    writer.configure(
+                        (name,), num_keep_alive_refs=put_steps, max_chunk_length=put_steps
+                    )
             while time.perf_counter() < until:
                 begun = time.perf_counter()
-                for step in range(1, PUT_STEPS + 1):
+                for step in range(1, put_steps + 1):
                     writer.append(STEP)
                     if step % length == 0:
                         columns = {name: writer.history[name][-length:] for name in SHAPES}
@@ -108,7 +123,7 @@ def inserted(address: str, seconds: float, length: int) -> dict[str, float]:
     found = np.concatenate([np.asarray(mine) for mine in waits])
     return {
         "puts_per_second": round(len(found) / took, 1),
-        "steps_per_second": round(len(found) * PUT_STEPS / took),
+        "steps_per_second": round(len(found) * put_steps / took),
         "ack_p50_ms": round(float(np.median(found)) * 1e3, 3),
         "ack_p99_ms": round(float(np.quantile(found, 0.99)) * 1e3, 3),
     }
@@ -144,6 +159,16 @@ def sampled(address: str, seconds: float) -> dict[str, float]:
         "p50_ms": round(float(np.median(waits)) * 1e3, 3),
         "p99_ms": round(float(np.quantile(waits, 0.99)) * 1e3, 3),
     }
+
+
+def sampled_meanwhile(address: str, seconds: float) -> dict[str, float]:
+    """Draws such batches while all actors go on inserting single steps."""
+    inserting = threading.Thread(target=inserted, args=(address, seconds + 2, 1))
+    inserting.start()
+    time.sleep(1)
+    found = sampled(address, seconds)
+    inserting.join()
+    return found
 
 
 def kill() -> dict[str, Any]:

@@ -36,5 +36,7 @@ def test_a_kill_loses_nothing() -> None:
 )
 def test_reverb_takes_part() -> None:
     found = reverb(0.5, PEERS)
+    assert set(found["ratios"]) == set(found["penstock"]) < set(found["rates"])
+    assert min(one["steps_per_second"] for one in found["penstock"].values()) > 0
     assert found["rates"]["items_of_64_steps"]["puts_per_second"] > 0
     assert found["kill"]["lost"] == found["kill"]["acknowledged"] - found["kill"]["after_restart"]
