@@ -63,7 +63,8 @@ def actor(
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        # By another thread: a signal may interrupt the code that holds the event's own lock.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     if until_stdin_ends:
 
         def watch() -> None:

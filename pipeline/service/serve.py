@@ -35,23 +35,26 @@ _LOOK_SECONDS = 0.05
 
 
 class _End:
-    """Why and when the process ends."""
+    """Why and when the process ends.
+
+    No event says so: its lock may be held by the very code that a signal interrupts.
+    """
 
     def __init__(self) -> None:
-        self.wanted = threading.Event()
+        self.wanted = False
         self.failure: LogFailedError | None = None
         self._code = 0
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Ends gracefully; at once if asked again."""
-        if self.wanted.is_set():
+        if self.wanted:
             os._exit(130)
-        self.wanted.set()
+        self.wanted = True
 
     def on_failure(self, error: LogFailedError) -> None:
         """Ends: the log can write no more."""
         self.failure = error
-        self.wanted.set()
+        self.wanted = True
 
     def within(self, seconds: float) -> None:
         """Ends the process after so many seconds, whatever still goes on."""
@@ -99,8 +102,8 @@ def serve(
                 _keep()
                 ready({"data": data, "control": control, "token_file": token})
                 # A signal that reached another thread does not wake this one, which alone heeds it.
-                while not end.wanted.wait(_LOOK_SECONDS):
-                    continue
+                while not end.wanted:
+                    time.sleep(_LOOK_SECONDS)
                 end.within(config.drain_seconds + LAST_SECONDS)
                 _drain(server, config.drain_seconds if end.failure is None else 1.0)
                 upkeep.stop(1.0)
