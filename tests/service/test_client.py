@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.service.client.client import RolloutClient
+from pipeline.service.client.lane import _Stream
 from pipeline.service.flight import data_port
 from schemas.errors import (
     BusyError,
@@ -22,6 +24,7 @@ from schemas.errors import (
     PenstockError,
     UsageError,
 )
+from schemas.rollouts import PutHeader
 from tests.service.ports import episode, service_in
 from tests.service.servers import serving
 
@@ -75,6 +78,50 @@ def test_who_waits_when_a_client_is_closed_is_told() -> None:
         for call in (lambda: client.push(episode("late")), lambda: going.end(terminated=True)):
             with pytest.raises(PenstockError):
                 call()
+
+
+def test_who_pushes_writes_where_nothing_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what is large, nor what others are before; an interrupt there loses nothing."""
+    write, by_me, breaks = _Stream.write, list[bool](), list[bool]()
+
+    def spied(stream: _Stream, rows: pa.RecordBatch, header: PutHeader) -> None:
+        by_me.append(threading.current_thread() is threading.main_thread())
+        if by_me[-1] and breaks:
+            breaks.clear()
+            raise KeyboardInterrupt
+        write(stream, rows, header)
+
+    monkeypatch.setattr(_Stream, "write", spied)
+    pushed: list[str] = []
+
+    def push(client: RolloutClient, name: str, length: int = 5) -> None:
+        pushed.append(name)
+        client.push(episode(name, length=length))
+
+    with (
+        service_in(tmp_path, is_filled=False, no_token=True, port=0) as port,
+        data_port(port.state) as (_, url),
+        RolloutClient(url, backoff_seconds=0.01) as client,
+    ):
+        while True not in by_me:
+            push(client, f"one-{len(pushed)}")
+        breaks.append(True)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            while True:
+                push(client, f"broken-{len(pushed)}")
+        client.flush(30)
+        by_me.clear()
+        push(client, "large", length=2000)
+        assert by_me == [False]
+        names = [[f"{thread}-{k}" for k in range(10)] for thread in range(4)]
+        work = [threading.Thread(target=lambda o=o: [push(client, n) for n in o]) for o in names]
+        for thread in work:
+            thread.start()
+        for thread in work:
+            thread.join()
+        assert sorted(one.episode.episode_id for one in client.tail()) == sorted(pushed)
 
 
 def test_steps_that_are_none(tmp_path: Path) -> None:
