@@ -144,8 +144,8 @@ class DataServer(fl.FlightServerBase):  # type: ignore[misc]
         raise _none("list_flights; ask for the history with the ticket `versions`")
 
     def get_schema(self, context: Any, _descriptor: Any) -> Any:
-        """Refused: streams say their schema."""
-        raise _none("get_schema; each stream says its schema")
+        """Refused before it is called, by `Callers`: streams say their schema."""
+        raise NotImplementedError
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Answers small pulls over one stream."""

@@ -15,13 +15,17 @@ from pipeline.service.audit import Deed, address_of
 from pipeline.service.flight_errors import flight_error
 from pipeline.service.state import ControlState
 from pipeline.service.tokens import Scope, Token, bearer, check_scope
-from schemas.errors import PenstockError
+from schemas.errors import PenstockError, UsageError
 from schemas.tracing import HEADER, traceparent_of
 
 logger = logging.getLogger(__name__)
 MIDDLEWARE = "token"
 RECHECK_SECONDS = 1.0
 """How soon a stream that goes on ends after its token was revoked."""
+
+
+_NO_SCHEMA = "Expected a method of this service, came get_schema; each stream says its schema."
+"""Refused here: of this method Flight sends whatever it raises with its traceback."""
 
 
 class Caller(fl.ServerMiddleware):  # type: ignore[misc]
@@ -69,7 +73,10 @@ class Callers(fl.ServerMiddlewareFactory):  # type: ignore[misc]
             method = str(info.method).rpartition(".")[2]
             logger.info("call", extra={"traceparent": trace, "method": method})
         try:
-            return Caller(self._state, self._token(headers))
+            caller = Caller(self._state, self._token(headers))
+            if info.method == fl.FlightMethod.GET_SCHEMA:
+                raise UsageError(_NO_SCHEMA)
+            return caller
         except PenstockError as error:
             write_deed(self._state, None, str(info.method).rpartition(".")[2], "-", error)
             raise flight_error(error) from None

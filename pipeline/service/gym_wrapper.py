@@ -99,6 +99,7 @@ class PushEpisodes(gym.Wrapper[Any, Any, Any, Any]):  # type: ignore[misc]
 
     def _end(self, *, is_terminated: bool = False, is_truncated: bool = False) -> None:
         if not self._actions:
+            self._forget()  # the first observation, too: another reset may follow
             return
         episode = Episode(
             episode_id=self._episode_id,

@@ -138,3 +138,27 @@ def test_an_environment_that_uses_its_arrays_again(tmp_path: Path) -> None:
         assert one.observations["observations/at"][:, 0].tolist() == [0, 1, 2, 3, 4]
         assert one.observations["observations/seen"][:, 0].tolist() == [0, 2, 4, 6, 8]
         assert one.flat_actions["actions"][:, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_resets_one_after_another(tmp_path: Path) -> None:
+    """An episode begins with the newest of them, and one without a step is none."""
+    from pipeline.service.gym_wrapper import PushEpisodes
+
+    with (
+        service_in(tmp_path, no_token=True, port=0, new_spec="cartpole") as port,
+        data_port(port.state) as (_, url),
+        RolloutClient(url) as client,
+    ):
+        env = PushEpisodes(gym.make("CartPole-v1"), client)
+        env.reset(seed=1)
+        env.reset(seed=2)
+        first, _ = env.reset(seed=3)
+        for _ in range(3):
+            env.step(0)
+        env.reset(seed=4)
+        env.close()
+        assert env.pushed is not None
+        env.pushed.result(30)
+        (found,) = [one.episode for one in client.tail()]
+    assert (found.length, found.seed) == (3, 3)
+    assert np.array_equal(found.observations["observations"][0], first)
