@@ -128,7 +128,12 @@ def rows_to_table(rows: Mapping[str, Rows], layout: RowLayout) -> pa.Table:
 
 def table_layout(table: pa.Table | pa.RecordBatch) -> RowLayout:
     """Returns the row layout that a table's metadata carry."""
-    return _layout_in(table.schema.metadata[LAYOUT_KEY])
+    return schema_layout(table.schema)
+
+
+def schema_layout(schema: pa.Schema) -> RowLayout:
+    """Returns the row layout that a schema's metadata carry."""
+    return _layout_in(schema.metadata[LAYOUT_KEY])
 
 
 @functools.lru_cache(maxsize=64)

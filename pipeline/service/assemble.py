@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.service.pending import Pending
 from pipeline.service.segments import Place
 from schemas.episode import Episode
-from schemas.errors import ResendError, TooLargeError
+from schemas.errors import PenstockError, ResendError, TooLargeError
 from schemas.puts import PutLimits
 from schemas.rollouts import EpisodeFacts
 
@@ -86,6 +86,10 @@ class Ended:
     """Of its content; None until somebody asks, after a restart."""
     episode: Episode | None = None
     """The episode itself, where it is but a view of rows that are in memory."""
+    is_sound: bool = False
+    """True if nothing in its rows keeps it out of a version; False if nobody looked."""
+    refusal: PenstockError | None = None
+    """Why no version took it, once that is so."""
 
     @property
     def offset(self) -> int:
@@ -185,7 +189,8 @@ class Episodes:
             growing: the episode.
             facts: of its last put.
             digest: of its content, if it is known.
-            episode: itself, if it was made already; kept if that takes little memory.
+            episode: itself, if it was made already, and nothing in its rows keeps it out of a
+                version; kept if that takes little memory.
         """
         del self.growing[growing.key]
         ended = Ended(
@@ -198,6 +203,7 @@ class Episodes:
             growing.touched,
             digest,
             episode if len(growing.pieces) == 1 and growing.bytes >= VIEWED_BYTES else None,
+            is_sound=episode is not None,
         )
         self.ended[growing.episode_id] = ended
         self.ended_bytes += ended.bytes

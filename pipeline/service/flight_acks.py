@@ -23,7 +23,7 @@ from pipeline.service.flight_errors import fault_of
 from pipeline.service.intake import Taken
 from pipeline.service.state import ControlState
 from pipeline.service.tokens import Token, stream_of
-from schemas.errors import PenstockError
+from schemas.errors import PenstockError, TransientError
 from schemas.pulls import Ack, Fault
 from schemas.rollouts import PutHeader
 
@@ -150,7 +150,7 @@ class Acks:
         except PenstockError as error:
             failure = error
         if told or failure is not None:
-            self._tell_of(told, None if failure is None else fault_of(failure))
+            self._tell_of(told, None if failure is None else self._fault(failure, len(told)))
         elif self._is_leaving and not self._has_left:
             self._write()
         for _ in told:
@@ -159,6 +159,11 @@ class Acks:
         if self._is_held_up or failure is not None:
             with self._changed:
                 self._changed.notify_all()
+
+    def _fault(self, failure: PenstockError, at: int) -> Fault:
+        """What the put at a place failed with; it names the episode that is to blame, if one is."""
+        is_ours = isinstance(failure, TransientError)
+        return fault_of(failure, None if is_ours else self._waiting[at].header.episode_id)
 
     def _is_safe(self, one: Unacked) -> bool:
         """True for a put that may be told; raises what it failed with."""

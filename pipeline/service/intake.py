@@ -11,25 +11,29 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import pyarrow as pa
 
 from pipeline.service import payload
 from pipeline.service.admission import Admission
-from pipeline.service.assemble import Growing, Piece
+from pipeline.service.assemble import Ended, Growing, Piece
+from pipeline.service.branch import Branch
+from pipeline.service.fitting import Joins, joins_of
 from pipeline.service.group_commit import GroupCommit, Written
 from pipeline.service.pending import Pending
 from pipeline.service.reading import digest_of, episode_of_pieces
 from pipeline.service.records import Bytes, Kind
 from pipeline.service.recover import Recovered, segment_payload
+from pipeline.service.refused import in_quarantine
 from pipeline.service.segments import Segments
+from pipeline.steps.validate import fault_of
 from pipeline.store.ids import Seen
 from schemas.episode import Episode
 from schemas.errors import (
     EpisodeError,
     IdConflictError,
     LogFailedError,
+    PenstockError,
     ResendError,
     SpecMismatchError,
 )
@@ -61,18 +65,6 @@ class Hooks:
     episodes that are in no version yet."""
 
 
-class Branch(Protocol):
-    """What is asked of the store before the end of an episode is acknowledged."""
-
-    def seen(self, episode_id: str, content: str) -> Seen:
-        """Says whether an id is known, and with which digest."""
-        ...
-
-    def check_spec(self, episode: Episode) -> None:
-        """Raises `SpecMismatchError` for an episode that would not fit."""
-        ...
-
-
 @dataclass(frozen=True)
 class Taken:
     """A put that was taken, or one that had come before."""
@@ -82,6 +74,15 @@ class Taken:
     pending: Pending | None
     """None for what was durable when the log was opened."""
     is_end: bool
+    ended: Ended | None = None
+    """The episode that it ends, while no version has it."""
+    refusal: PenstockError | None = None
+    """Why the episode that it ends is in no version, if that is known already."""
+
+    @property
+    def fault(self) -> PenstockError | None:
+        """Why the episode that it ends came into no version."""
+        return self.refusal or (self.ended.refusal if self.ended is not None else None)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Intake:
 
         Raises:
             PutError, TooLargeError: if the rows are not what they must be.
-            EpisodeError: if the put ends an episode that is none.
+            EpisodeError: if the put ends an episode that is none, or that no version may hold.
             SpecMismatchError: if that episode fits no spec of the branch.
             IdConflictError: if its id is known with other content.
             ResendError: if it does not follow what came before.
@@ -211,7 +212,10 @@ class Intake:
             episode = episode_of_pieces(
                 header.episode_id, growing.schema, header.facts, pieces, self._segments
             )
-            self._branch.check_spec(episode)
+            fault = fault_of(episode)
+            if fault is not None:
+                raise fault
+            checked = self._branch.check_spec(episode)
             content = digest(episode)
         except (EpisodeError, SpecMismatchError):
             with self.changed:
@@ -230,15 +234,34 @@ class Intake:
             is_copy = self._is_copy(header.episode_id, content, growing)
             pending = Pending(Kind.PUT, payload.as_copy(parts)) if is_copy else piece.pending
             assert pending is not None
-            self._append(pending)
-            self._take(header, pending)
             if is_copy:
+                self._append(pending)
+                self._take(header, pending)
                 self.episodes.drop(growing.key)
+                ended = self.episodes.ended.get(header.episode_id)
             else:
-                assert header.facts is not None
+                self._check_again(growing, episode, checked)
+                self._append(pending)
+                self._branch.take_spec(episode)
+                self._take(header, pending)
                 self._grow(growing, piece)
-                self.episodes.end(growing, header.facts, content, episode)
-        return Taken(pending.offset, pending, is_end=True)
+                ended = self.episodes.end(growing, header.facts, content, episode)
+        return Taken(pending.offset, pending, is_end=True, ended=ended)
+
+    def _check_again(self, growing: Growing, episode: Episode, checked: object) -> None:
+        """Makes sure that nothing keeps an episode out which was faster than it."""
+        try:
+            self._branch.check_spec(episode, checked)
+        except SpecMismatchError:
+            self._abandon(growing)
+            raise
+
+    def joins(self) -> list[Joins]:
+        """Returns what the episodes that wait will ask of the branch, in the order of their ends.
+
+        Call it with the lock held.
+        """
+        return joins_of(self.episodes.ended.values())
 
     def _repeated(self, header: PutHeader) -> Taken | None:
         """Returns the ticket of a put that came before.
@@ -246,7 +269,13 @@ class Intake:
         It is as safe as the producer's newest put: records become durable in their order.
         """
         known = self.producers.repeated(header.producer, header.epoch, header.sequence)
-        return Taken(known.offset, known.pending, header.end) if known else None
+        if known is None:
+            return None
+        ended = self.episodes.ended.get(header.episode_id) if header.end else None
+        lost = None
+        if header.end and ended is None and not self._branch.knows(header.episode_id):
+            lost = in_quarantine(header.episode_id)
+        return Taken(known.offset, known.pending, header.end, ended, lost)
 
     def _growing(self, header: PutHeader, schema: pa.Schema) -> Growing:
         """Returns the open episode that a put goes on with, or a new one; checks the room."""
@@ -345,6 +374,7 @@ class Intake:
             self._refusals += 1
             self._segment_left = 0
             self.episodes.drop_of(self.producers.forget_refused())
+            self._branch.begin_again(self.joins())
 
     def _on_settled(self) -> None:
         for listener in self.listeners:

@@ -33,7 +33,9 @@ class Recovered:
     following: int = 0
     """Offset of the next record."""
     sealed: int = -1
-    """Episodes that ended at this offset or before it are in the store."""
+    """Episodes that ended at this offset or before it are in the store, and the log says so."""
+    stored: int = -1
+    """Those up to this one are in the store, as the store says: a crash may have come between."""
     seconds: float = 0.0
     orphans: dict[int, str] = field(default_factory=dict)
     """Ends of episodes whose begins are gone, which is right once they are sealed."""
@@ -78,11 +80,10 @@ def _without_collection() -> Iterator[None]:
 
 def _replay(segments: Segments, limits: PutLimits, sealed_by: Callable[[str], int]) -> Recovered:
     found = Recovered(Producers(), Episodes(limits))
-    stored = -1
     for first, record in segments.recover():
         if record.kind is Kind.SEGMENT:
             if found.server is None:
-                stored = _begin(found, record, sealed_by)
+                _begin(found, record, sealed_by)
             elif json.loads(bytes(record.payload))["server"] != found.server:
                 raise DamagedLogError(
                     "Expected the segments of one log, came those of several; keep only one "
@@ -99,16 +100,16 @@ def _replay(segments: Segments, limits: PutLimits, sealed_by: Callable[[str], in
             found.episodes.drop((gone["producer"], gone["episode_id"]))
         found.following = record.offset + 1
     for offset, episode_id in found.orphans.items():
-        if offset > found.sealed:
+        if offset > max(found.sealed, found.stored):
             raise DamagedLogError(
                 f"Expected the begin of the episode {episode_id!r}, which ended at offset "
                 f"{offset}, it is missing; restore the log's oldest segments from a copy.",
                 where=str(segments.folder),
             )
-    if stored >= found.following:
+    if found.stored >= found.following:
         raise DamagedLogError(
-            f"Expected the log up to offset {stored}, which the store has episodes of, came one "
-            f"that ends before {found.following}: an old copy? Start with an empty folder.",
+            f"Expected the log up to offset {found.stored}, which the store has episodes of, came "
+            f"one that ends before {found.following}: an old copy? Start with an empty folder.",
             where=str(segments.folder),
         )
     return found
@@ -125,7 +126,7 @@ def segment_payload(server: str, sealed: int, producers: Producers) -> bytes:
     return plain(says)
 
 
-def _begin(found: Recovered, record: Record, sealed_by: Callable[[str], int]) -> int:
+def _begin(found: Recovered, record: Record, sealed_by: Callable[[str], int]) -> None:
     says = json.loads(bytes(record.payload))
     if says["format"] != FORMAT:
         raise DamagedLogError(
@@ -134,9 +135,8 @@ def _begin(found: Recovered, record: Record, sealed_by: Callable[[str], int]) ->
         )
     found.server = says["server"]
     found.producers.restore(says["producers"])
-    stored = sealed_by(says["server"])
-    found.sealed = max(says["sealed"], stored)
-    return stored
+    found.stored = sealed_by(says["server"])
+    found.sealed = says["sealed"]
 
 
 def _put(found: Recovered, record: Record, segment: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,23 +26,23 @@ import pyarrow as pa
 
 from pipeline.service.admission import Admission, Marks
 from pipeline.service.assemble import Ended
+from pipeline.service.fitting import joins_of
 from pipeline.service.group_commit import Written
 from pipeline.service.intake import Hooks, Intake, IntakeConfig, Shape, Taken
-from pipeline.service.reading import read_ended
-from pipeline.service.recover import recover
-from pipeline.service.seal import Offer, Sealed, Sealing, unreadable
+from pipeline.service.recover import Recovered, recover
+from pipeline.service.refused import keep_all
+from pipeline.service.seal import Sealed, Sealing, offers
 from pipeline.service.sealer import Sealer
 from pipeline.service.segments import Segments
 from pipeline.service.tail import Pins, Tail
-from pipeline.store.append import Refusal
 from pipeline.store.store import Store
-from schemas.errors import DiskFullError, EpisodeError, OutOfTimeError
+from schemas.errors import DiskFullError, OutOfTimeError
 from schemas.puts import Put
 from schemas.rollouts import PutHeader
 
 Ack = Literal["received", "durable", "store"]
 """When a put counts as taken: once it is checked and queued, once it would outlive a crash, or, for
-the end of an episode, once the episode is in a version (or in quarantine)."""
+the end of an episode, once the episode is in a version: to go into quarantine is an error."""
 ACK_SECONDS = 60.0
 """How long `push` waits."""
 
@@ -102,9 +102,9 @@ class RolloutLog:
         except BaseException:
             self._segments.close()
             raise
-        found.episodes.seal(found.sealed)
         self.server = found.server or uuid.uuid4().hex
         """The log's own id: offsets are of it."""
+        self._settle(found)
         self.recovery_seconds = found.seconds
         marks = Marks(
             config.max_unsealed_bytes, config.disk_reserve_bytes, config.seal_every or 1.0
@@ -131,6 +131,21 @@ class RolloutLog:
             raise
         if config.seal_every is not None:
             self._sealer = Sealer(self._tend, config.seal_every)
+
+    def _settle(self, found: Recovered) -> None:
+        """Finishes a seal that a crash came between, and begins with what waits."""
+        try:
+            between = found.episodes.waiting(found.stored + 1, found.sealed)
+            missing = self._sealing.missing(
+                self.server, offers(between, self._segments, self.server)
+            )
+            keep_all(between, missing, self._segments, self.server)
+        except BaseException:
+            self._segments.close()
+            raise
+        found.sealed = max(found.sealed, found.stored)
+        found.episodes.seal(found.sealed)
+        self._sealing.begin_again(joins_of(found.episodes.ended.values()))
 
     def __enter__(self) -> RolloutLog:
         return self
@@ -173,6 +188,8 @@ class RolloutLog:
 
         Raises:
             DiskFullError: if there was no room for it; begin a new epoch.
+            SpecMismatchError, IdConflictError, EpisodeError: with `store`, if the episode that it
+                ends went into quarantine, because other writers were faster.
             LogFailedError: if the log failed; it may be there after a restart, or not.
             OutOfTimeError: if it takes longer; it may become as safe yet.
         """
@@ -182,20 +199,26 @@ class RolloutLog:
         if ack == "store" and taken.is_end:
             left = None if until is None else max(until - time.monotonic(), 0.0)
             self.wait_sealed(taken.offset, left)
+            if taken.fault is not None:
+                raise taken.fault
         return taken.offset
 
     def is_safe(self, taken: Taken, ack: Ack) -> bool:
         """True once a put is as safe as asked: what `wait` waits for.
 
         Raises:
-            DiskFullError, LogFailedError: see `wait`.
+            Whatever `wait` does but `OutOfTimeError`.
         """
         pending = taken.pending
         if ack != "received" and pending is not None:
             if not pending.is_settled:
                 return False
             pending.result(0)
-        if ack != "store" or not taken.is_end or self.sealed_through >= taken.offset:
+        if ack != "store" or not taken.is_end:
+            return True
+        if self.sealed_through >= taken.offset:
+            if taken.fault is not None:
+                raise taken.fault
             return True
         if self._intake.group.failure is not None:
             raise self._intake.group.failure
@@ -238,10 +261,14 @@ class RolloutLog:
     def _seal_few(self, waiting: Sequence[Ended]) -> Sealed:
         begun = time.perf_counter()
         through = waiting[-1].offset
-        done = self._sealing.commit(self.server, through, lambda: self._offered(waiting))
+        done = self._sealing.commit(
+            self.server, through, lambda: offers(waiting, self._segments, self.server)
+        )
+        keep_all(waiting, done.refusals, self._segments, self.server)
         with self._intake.changed:
             self._intake.sealed = through
             self._intake.episodes.seal(through)
+            self._sealing.begin_again(self._intake.joins())
             self._version = done.version
             self._intake.changed.notify_all()
         try:
@@ -268,13 +295,6 @@ class RolloutLog:
         with self._intake.changed:
             first = next(iter(self._intake.episodes.ended.values()), None)
             return (first.offset if first else self._intake.group.durable) - 1
-
-    def _offered(self, waiting: Iterable[Ended]) -> Iterator[Offer | Refusal]:
-        for ended in waiting:
-            try:
-                yield Offer(read_ended(ended, self._segments), ended.digest)
-            except EpisodeError as error:
-                yield unreadable(self.server, ended.episode_id, error)
 
     def _free_segments(self) -> None:
         with self._intake.changed:

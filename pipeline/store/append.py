@@ -9,7 +9,7 @@ racing writers of the same ids store each once, and a re-run adds nothing.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -104,6 +104,7 @@ def write_new(
     *,
     on_change: OnChange = "quarantine",
     casting: Casting = "none",
+    cast: Callable[[Episode], Episode] | None = None,
 ) -> Batch:
     """Writes the episodes that a branch does not know yet; the others need no block.
 
@@ -113,6 +114,7 @@ def write_new(
         episodes: with their rows.
         on_change: as for `commit_batch`; `replace` writes changed episodes too.
         casting: as for `commit_batch`.
+        cast: gives what is to be written of an episode, in place of `casting`.
     """
     head = catalog.refs.head(branch)
     state = catalog.refs.state(head) if head else State()
@@ -126,7 +128,7 @@ def write_new(
             if is_wanted:
                 yield episode, row
 
-    cast = CastToFit(state, casting)
+    cast = cast or CastToFit(state, casting)
     written = tuple(write_blocks(catalog.objects, wanted(), cast=cast))
     placed = iter(rows_in_order(written))
     return Batch(written, [next(placed) if is_wanted else row for row, is_wanted in offered])

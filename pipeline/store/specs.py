@@ -21,10 +21,18 @@ FIRST = "default"
 OF_SPEC = "spec"
 """Asks for the dtypes of the branch's spec, in place of a dtype's name."""
 FLOATS = ("float16", "float32", "float64")
+INGEST_ADVICE = (
+    "--new-spec NAME lets them join as a spec of their own, --dtype spec casts what differs in "
+    "dtype only"
+)
 
 
 def join(
-    specs: Mapping[str, DatasetSpec], came: DatasetSpec, new: str | None, where: str
+    specs: Mapping[str, DatasetSpec],
+    came: DatasetSpec,
+    new: str | None,
+    where: str,
+    advice: str = INGEST_ADVICE,
 ) -> tuple[str, DatasetSpec]:
     """Returns the name of the spec that episodes join, and that spec as it must be to hold them.
 
@@ -33,6 +41,7 @@ def join(
         came: the episodes' own spec.
         new: name of the spec to make where none fits; it also decides where several fit.
         where: the store, for errors.
+        advice: what whoever has episodes that fit none can do.
 
     Raises:
         SpecMismatchError: if no spec fits and no name for a new one is given, or several fit.
@@ -58,8 +67,7 @@ def join(
         known = f"{near!r} [{specs[near]}]" + f", or {', '.join(others)}" * bool(others)
         raise SpecMismatchError(
             f"Expected episodes of the spec {known}, came [{came}] (against {near!r}: "
-            f"{apart[near]}); --new-spec NAME lets them join as a spec of their own, --dtype spec "
-            f"casts what differs in dtype only.",
+            f"{apart[near]}); {advice}.",
             where=where,
         )
     if new in specs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import threading
@@ -15,13 +16,16 @@ from pipeline.service import recover
 from pipeline.service.intake import Hooks
 from pipeline.service.producers import Producers
 from pipeline.service.records import Kind, checksum, header, padding
+from pipeline.service.refused import FOLDER, read_refused
 from pipeline.service.rollout_log import RolloutLog
-from pipeline.service.seal import Sealing, source_name
+from pipeline.service.seal import Offer, Sealing, source_name
 from pipeline.service.segments import Segments
 from schemas.episode import Episode
 from schemas.errors import (
     DamagedLogError,
     DiskFullError,
+    EpisodeError,
+    IdConflictError,
     LogFailedError,
     SpecMismatchError,
     TransientError,
@@ -222,37 +226,195 @@ def test_puts_are_repeated_after_their_segments_are_gone(tmp_path: Path) -> None
 # -- what is not let in --------------------------------------------------------------------------
 
 
-def test_what_must_not_enter_a_version_is_quarantined(tmp_path: Path) -> None:
-    broken = rollout("nan")
-    broken = broken.replace(rewards=np.where(np.arange(20) == 3, np.nan, broken.rewards))
-    other = wide("other")
+def with_nan(name: str) -> Episode:
+    return rollout(name).replace(rewards=np.where(np.arange(20) == 3, np.nan, 0.0))
+
+
+def test_values_that_are_not_finite_are_refused_before_the_end_is_taken(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         actor = Actor(log)
-        for one in (rollout("e0"), broken, other, rollout("e1")):
-            actor.push(one)
-        done = log.seal()
-        assert done is not None
-        assert (done.episodes, done.quarantined) == (2, 2)
-        actor.push(broken)  # it is no better for coming again
+        actor.push(rollout("e0"))
+        with pytest.raises(EpisodeError, match="Expected finite rewards") as caught:
+            actor.push(with_nan("nan"))
+        assert caught.value.code == "nan"
+        actor.again()
+        actor.push(rollout("e1"))
         log.seal()
         assert waiting(log) == []
     assert stored(tmp_path) == ["e0", "e1"]
-    assert quarantined(store_at(tmp_path)) == [("nan", "nan"), ("other", "spec_mismatch")]
-    source = store_at(tmp_path).catalog.refs.state(store_at(tmp_path).version().commit).sources
-    (mine,) = source.values()
-    assert mine.episodes == 2
-    assert mine.quarantined["spec_mismatch"] == 1
+    assert quarantined(store_at(tmp_path)) == []
+
+
+def test_the_first_episode_of_an_empty_branch_settles_its_fields(tmp_path: Path) -> None:
+    """What waits in the log counts, over restarts too: nothing that is taken is left out later."""
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        actor.push(rollout("e0"))
+        with pytest.raises(SpecMismatchError, match="Expected episodes of the spec"):
+            actor.push(wide("w0"))
+    with open_log(tmp_path) as log:
+        with pytest.raises(SpecMismatchError):
+            Actor(log, "b").push(wide("w0"))
+        double = rollout("e1").replace(actions=np.ones((20, 2), np.float64))
+        Actor(log, "c").push(double)  # casts, as it would be on a branch that has such episodes
+        done = log.seal()
+        assert done is not None
+        assert (done.episodes, done.quarantined) == (2, 0)
+        with pytest.raises(SpecMismatchError):
+            Actor(log, "d").push(wide("w0"))
+    assert stored(tmp_path) == ["e0", "e1"]
+    assert store_at(tmp_path).version().episode("e1").flat_actions["actions"].dtype == np.float32
+
+
+def test_actors_that_race_for_an_empty_branch_are_told_alike(tmp_path: Path) -> None:
+    """Whatever is taken comes into a version; whoever does not fit the first one is refused."""
+    for turn in range(5):
+        race(tmp_path / f"{turn}")
+
+
+def race(root: Path) -> None:
+    begun = threading.Barrier(4)
+    taken: list[str] = []
+
+    def push(number: int) -> None:
+        one = wide(f"e{number}") if number % 2 else rollout(f"e{number}")
+        actor = Actor(log, f"a{number}")
+        begun.wait()
+        with contextlib.suppress(SpecMismatchError):
+            actor.push(one)
+            taken.append(one.episode_id)
+
+    with open_log(root) as log:
+        threads = [threading.Thread(target=push, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        log.seal()
+    assert sorted(stored(root)) == sorted(taken)
+    assert len(taken) == 2
+    assert quarantined(store_at(root)) == []
+
+
+def test_fields_whose_episode_found_no_room_settle_nothing(tmp_path: Path) -> None:
+    with Kernel(tmp_path) as kernel, open_log(tmp_path) as log:
+
+        def before(_: int, call: Call) -> int | None:
+            if call.verb == "write":
+                raise OSError(errno.ENOSPC, "full")
+            return None
+
+        kernel.before = before
+        with pytest.raises(DiskFullError):
+            Actor(log).push(rollout("e0"))
+        kernel.before = None
+        Actor(log, "b").push(wide("w0"))
+        with pytest.raises(SpecMismatchError):
+            Actor(log, "c").push(rollout("e0"))
+        log.seal()
+    assert stored(tmp_path) == ["w0"]
+
+
+def test_what_another_writer_kept_out_is_told_and_keeps_its_rows(tmp_path: Path) -> None:
+    """Two servers of one store cannot see one another's logs."""
+    store_at(tmp_path)
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        taken = [actor.send(put) for one in ("e0", "e1", "e2") for put in actor.puts(rollout(one))]
+        store_at(tmp_path).append([wide("w0"), wide("e1")])
+        done = log.seal()
+        assert done is not None
+        assert (done.episodes, done.quarantined) == (0, 3)
+        for one in taken:
+            assert log.wait(one, "durable", 10) == one.offset
+            if one.is_end:
+                with pytest.raises(SpecMismatchError, match="It is in quarantine"):
+                    log.wait(one, "store", 10)
+                with pytest.raises(SpecMismatchError):
+                    log.is_safe(one, "store")
+        last = actor.puts(rollout("e2"))[-1].header
+        again = last.model_copy(update={"sequence": actor.sequence - 1})
+        repeated = log.put(again, actor.puts(rollout("e2"))[-1].rows)
+        with pytest.raises(EpisodeError, match="it is in none"):
+            log.wait(repeated, "store", 10)
+    assert sorted(stored(tmp_path)) == ["e1", "w0"]
+    assert {code for _, code in quarantined(store_at(tmp_path))} == {"spec_mismatch"}
+    assert kept(tmp_path) == {name: digest(rollout(name)) for name in ("e0", "e1", "e2")}
+    state = store_at(tmp_path).catalog.refs.state(store_at(tmp_path).version().commit)
+    (mine,) = [one for name, one in state.sources.items() if name.startswith("rollouts/")]
+    assert mine.episodes == 0
+    assert mine.quarantined["spec_mismatch"] == 3
+
+
+def kept(root: Path) -> dict[str, str]:
+    """Ids and digests of the episodes whose rows a log keeps beside it."""
+    found = [read_refused(path) for path in sorted((root / "wal" / FOLDER).iterdir())]
+    return {one.episode_id: digest(one) for one in found}
 
 
 def test_an_id_that_another_writer_took_meanwhile_is_quarantined(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         actor = Actor(log)
-        actor.push(rollout("e0"))
-        actor.push(rollout("e1"))
+        ends = [actor.send(put) for name in ("e0", "e1") for put in actor.puts(rollout(name))]
         store_at(tmp_path).append([rollout("e0", seed=5), rollout("e1")])
         log.seal()
+        with pytest.raises(IdConflictError):
+            log.wait(next(one for one in ends if one.is_end), "store", 10)
+        assert log.wait(ends[-1], "store", 10) == ends[-1].offset
     assert sorted(stored(tmp_path)) == ["e0", "e1"]
     assert quarantined(store_at(tmp_path)) == [("e0", "id_conflict")]
+    assert kept(tmp_path) == {"e0": digest(rollout("e0"))}
+
+
+def test_rows_are_kept_over_a_crash_between_the_commit_and_its_record(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        Actor(log).push(rollout("e0"))
+        Actor(log, "b").push(rollout("e1"))
+        store_at(tmp_path).append([rollout("e0", seed=5)])
+        log._sealing.commit(log.server, log.status()["durable_offset"], lambda: offers_of(log))
+    assert not (tmp_path / "wal" / FOLDER).exists()
+    with open_log(tmp_path) as log:
+        assert waiting(log) == []
+    assert kept(tmp_path) == {"e0": digest(rollout("e0"))}
+    assert sorted(stored(tmp_path)) == ["e0", "e1"]
+
+
+def offers_of(log: RolloutLog) -> list[Offer]:
+    with log.tail() as tail:
+        return [Offer(one, digest(one)) for _, one in tail.episodes()]
+
+
+def test_a_seal_that_was_done_before_says_what_was_refused(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        actor = Actor(log)
+        taken = [actor.send(put) for put in actor.puts(rollout("e1"))]
+        log.wait(taken[-1], timeout=10)
+        store_at(tmp_path).append([rollout("e1", seed=5)])
+        log._sealing.commit(log.server, taken[-1].offset, lambda: offers_of(log))
+        log.seal()
+        with pytest.raises(IdConflictError):
+            log.wait(taken[-1], "store", 10)
+    assert kept(tmp_path) == {"e1": digest(rollout("e1"))}
+
+
+def test_rows_that_cannot_be_kept_yet_stay_in_the_log(tmp_path: Path) -> None:
+    with Kernel(tmp_path) as kernel, open_log(tmp_path) as log:
+        Actor(log).push(rollout("e0"))
+        store_at(tmp_path).append([rollout("e0", seed=5)])
+
+        def before(_: int, call: Call) -> int | None:
+            if FOLDER in call.path and call.verb == "write":
+                raise OSError(errno.ENOSPC, "full")
+            return None
+
+        kernel.before = before
+        with pytest.raises(TransientError, match="Could not keep the rows"):
+            log.seal()
+        assert waiting(log) == ["e0"]
+        kernel.before = None
+        log.seal()
+        assert waiting(log) == []
+    assert kept(tmp_path) == {"e0": digest(rollout("e0"))}
 
 
 def test_other_fields_may_join_as_a_spec_of_their_own(tmp_path: Path) -> None:

@@ -358,4 +358,6 @@ class _Stream:
                 self._outbox.changed.notify_all()
         self._outbox.settle_all(safe, Offset(ack.offset, ack.server))
         if ack.error is not None:
-            raise error_of_kind(ack.error.kind, ack.error.message, ack.error.retry_after)
+            said = error_of_kind(ack.error.kind, ack.error.message, ack.error.retry_after)
+            said.where = ack.error.episode_id
+            raise said
