@@ -120,7 +120,7 @@ def _manipulation(
 # "RLPD" of that paper: two critics, one update for a step.
 _ONLINE: dict[str, dict[str, Any]] = {
     "rlpd": {"updates": 1, "members": 2, "minimum_of": 2},
-    "cal_ql": {"failed_reward": -1.0},
+    "cal_ql": {},  # a reward here counts subtasks that are left: failures have no one reward
 }
 _MAZE_IQL = {"expectile": 0.9, "temperature": 10.0}
 

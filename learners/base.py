@@ -56,6 +56,8 @@ class Learner(ABC):
     settings_kind: ClassVar[type[LearnerSettings]]
     reads: ClassVar[tuple[str, ...]] = ("actions", "rewards")
     """What of a recorded step it reads besides observations."""
+    now_and_then: ClassVar[tuple[str, ...]] = ()
+    """Losses that are NaN at updates which leave their network as it is."""
     acting: ClassVar[tuple[str, ...]] = ("policy", "encoder")
     """Networks that act, of those that it has: what is published."""
 

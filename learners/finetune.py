@@ -57,7 +57,7 @@ from learners.run import (
     check_same,
     diverged,
     evaluation_row,
-    is_finite,
+    lost_in,
     regret_row,
     silent,
     threads,
@@ -239,8 +239,8 @@ def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
         losses = run.learner.update(next(batches))
     run.step += due
     found = as_numbers(losses)
-    if not is_finite(found):
-        raise diverged(found, run.step)
+    if lost_in(found, run.learner):
+        raise diverged(found, run.learner, run.step)
     return found
 
 

@@ -43,7 +43,7 @@ from learners.run import (
     as_numbers,
     diverged,
     evaluation_row,
-    is_finite,
+    lost_in,
     regret_row,
     silent,
     threads,
@@ -138,8 +138,8 @@ def _learn(
         if is_last or run.taken % config.log_every == 0:
             regret = regret_row(_regret(run, config))
             learned = as_numbers(losses)
-            if not is_finite(learned):
-                raise diverged(learned, run.step)
+            if lost_in(learned, run.learner):
+                raise diverged(learned, run.learner, run.step)
             values = {**_figures(run, limiter), **regret, **learned}
             metrics.add(run.step, values)
             report(Progress("finetune", limiter.known, config.env_steps, values))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learners.base import Learner
 from learners.boards import FOLDER
 from learners.data import Pinned
 from learners.evaluate import Evaluation
@@ -97,17 +98,18 @@ def as_numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def is_finite(losses: Mapping[str, float]) -> bool:
-    """Whether all of a learner's losses are numbers still."""
-    return all(map(math.isfinite, losses.values()))
+def lost_in(losses: Mapping[str, float], learner: Learner) -> list[str]:
+    """Returns the losses of a learner that are no numbers any more, by name."""
+    found = [name for name, value in losses.items() if not math.isfinite(value)]
+    return [name for name in found if name not in learner.now_and_then or len(losses) == len(found)]
 
 
-def diverged(losses: Mapping[str, float], step: int) -> DivergedError:
+def diverged(losses: Mapping[str, float], learner: Learner, step: int) -> DivergedError:
     """Returns the error that says which losses are no numbers any more."""
-    lost = sorted(name for name, value in losses.items() if not math.isfinite(value))
     return DivergedError(
-        f"Expected finite losses, came {losses[lost[0]]} in {', '.join(lost)} by update {step:,}; "
-        f"lower the rates, scale rewards, or look for values of the data that are not finite."
+        f"Expected finite losses, came {', '.join(lost_in(losses, learner))} that are not by "
+        f"update {step:,}; lower the rates, scale rewards, or look for values of the data that "
+        f"are not finite."
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -71,6 +72,7 @@ class TD3(Learner):
     """TD3, held to the data by what its kinds add."""
 
     settings: TD3Settings
+    now_and_then: ClassVar[tuple[str, ...]] = ("policy_loss",)
 
     def build(self, states: int, actions: int) -> None:
         """Makes the policy, the twin critics and their slow copies."""

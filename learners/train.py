@@ -28,7 +28,7 @@ from learners.run import (
     Timer,
     diverged,
     evaluation_row,
-    is_finite,
+    lost_in,
     silent,
     threads,
     write_config,
@@ -177,8 +177,8 @@ class _Side:
 
     def _check(self, losses: Sequence[Mapping[str, float]]) -> None:
         """Stops where no run is left that learns; one of several may be lost alone."""
-        if not any(is_finite(values) for values in losses):
-            raise diverged(losses[0], self.step)
+        if all(lost_in(values, self.learner) for values in losses):
+            raise diverged(losses[0], self.learner, self.step)
 
     def _judge(self, environment: str) -> None:
         for agent, table in enumerate(self.judged):

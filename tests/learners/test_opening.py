@@ -15,6 +15,7 @@ import torch
 from learners.base import make_learner
 from learners.checkpoint import load_checkpoint, restore
 from learners.finetune import FinetuneConfig, finetune
+from learners.runlog import read_table
 from learners.train import TrainConfig, train
 from pipeline.cli.main import main
 from pipeline.store.store import Store, open_store
@@ -79,6 +80,13 @@ def test_a_run_whose_losses_are_no_numbers_ends(tmp_path: Path, store: Store) ->
         train(config_of(store.url, tmp_path / "run", 500, settings=settings))
     assert caught.value.kind == "diverged"
     assert load_checkpoint(tmp_path / "run").step == 0
+
+
+def test_a_policy_that_rests_now_and_then_has_not_diverged(tmp_path: Path, store: Store) -> None:
+    result = train(config_of(store.url, tmp_path / "run", 15, algo="td3_bc"))
+    losses = read_table(tmp_path / "run" / "metrics.csv")
+    assert result.steps == 15
+    assert losses[0]["policy_loss"] == "nan"  # of the fifth update
 
 
 # -- going on --------------------------------------------------------------------------------------
