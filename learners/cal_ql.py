@@ -7,8 +7,8 @@ begin by unlearning values that are too low.
 
 G is made by the stream for whatever was recorded, so calibration stays on for rollouts, too. Where
 an episode earned nothing but `failed_reward` at each step to its end, it is taken for one that goes
-on like that for ever. That is judged from each step on; the authors judge whole episodes, so the two
-differ after a success that did not end its episode.
+on like that for ever. That is judged from each step on; the authors judge whole episodes, which
+differs after a success that did not end its episode.
 """
 
 from __future__ import annotations
