@@ -120,11 +120,11 @@ class GridLearner(PixelLearner):
         if flags is None:
             flags = torch.ones_like(batch["mask"])
         found = mask * self.agents.split(torch.as_tensor(flags).to(mask))
-        if self.agents.ranks.size == 1:
-            return found, torch.ones_like(found[:, 0])
-        weigh = self.agents.ranks.weight
-        of_all = weigh(mask.sum(dim=-1)).clamp(min=1e-6)  # by which descents weigh all that is lost
-        return found, weigh(found.sum(dim=-1)) / of_all
+        count, ranks = found.sum(dim=-1), self.agents.ranks
+        if ranks.size == 1:
+            return found, (count > 0).to(found)
+        of_all = ranks.weight(mask.sum(dim=-1)).clamp(min=1e-6)  # by which descents weigh losses
+        return found, ranks.weight(count) / of_all
 
 
 def codec_of(settings: GridSettings, normaliser: Normaliser, device: str) -> Codec:

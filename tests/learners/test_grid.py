@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,25 +147,27 @@ def test_the_steps_of_a_window_are_of_a_demonstration_together(store: Store) -> 
 
 @dataclass(frozen=True)
 class Told(Ranks):
-    """One of two processes, told what the average over both is."""
+    """One of two processes, told what the averages over both are."""
 
-    mean: float = 0.0
+    means: Iterator[float] = field(default_factory=lambda: iter(()))
 
     def average(self, mine: Tensor) -> Tensor:
-        """Returns it."""
-        return torch.full_like(mine, self.mean)
+        """Returns the next one."""
+        return torch.full_like(mine, next(self.means))
 
 
 def test_means_over_demonstrations_are_those_of_all_processes() -> None:
     values, flags = torch.arange(8.0), torch.tensor([1, 1, 1, 0, 0, 1, 0, 0])
-    wanted = (values * flags).sum() / flags.sum()
+    mask = torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0])
+    wanted = (values * flags * mask).sum() / (flags * mask).sum()
     total = torch.zeros(())
-    for half in (slice(0, 4), slice(4, 8)):
-        made = make_learner("cqn", SMALL["cqn"], normaliser(), ranks=Told(0, 2, mean=2.0))
+    for half, share in ((slice(0, 4), 4 / 3), (slice(4, 8), 2 / 3)):  # of the six rows that count
+        told = Told(0, 2, iter([3.0, 2.0]))
+        made = make_learner("cqn", SMALL["cqn"], normaliser(), ranks=told)
         batch = {"is_demonstration": flags[half].bool()}
-        found, weight = made.demonstrated(batch, torch.ones(1, 4))  # type: ignore[attr-defined]
+        found, weight = made.demonstrated(batch, mask[None, half])  # type: ignore[attr-defined]
         own = (values[half] * found).sum() / found.sum()
-        total = total + weight[0] * own / 2
+        total = total + share * weight[0] * own / 2
     assert total.item() == pytest.approx(wanted.item())
 
 
