@@ -179,6 +179,7 @@ def test_a_tail_from_before_what_expired_has_everything(tmp_path: Path) -> None:
         with log.tail() as tail:
             head = tail.version
         assert head is not None
+        store = store_at(tmp_path)  # one that remembers no rows
         found = list(sealed_since(store, head, log.server, -1))
         assert [one.episode_id for _, one in found] == [f"e{k}" for k in range(5)]
         offsets = [offset for offset, _ in found]
