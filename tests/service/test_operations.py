@@ -64,7 +64,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, object] = {}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     blocks = re.findall(r"```(python|sh)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert [kind for kind, _ in blocks].count("sh") == 4
+    assert [kind for kind, _ in blocks].count("sh") == 5
     try:
         for kind, block in blocks:
             if kind == "python":
@@ -193,5 +193,10 @@ def test_compose_goes_with_the_image() -> None:
     assert float(service["stop_grace_period"].removesuffix("s")) > STOPS
     assert service["ports"] == [f"{p}:{p}" for p in (SETTINGS.port, SETTINGS.http_port)]
     assert set(service["secrets"]) <= compose["secrets"].keys()
-    for volume in compose["services"]["prometheus"]["volumes"]:
+    scraper = compose["services"]["prometheus"]
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"][0]
+    files = (config["authorization"]["credentials_file"], config["tls_config"]["ca_file"])
+    assert {f"/run/secrets/{name}" for name in scraper["secrets"]} == set(files)
+    assert set(scraper["secrets"]) <= compose["secrets"].keys()
+    for volume in scraper["volumes"]:
         assert (DEPLOY / volume.split(":")[0]).is_file()
