@@ -56,7 +56,7 @@ class RateBench:
     seconds: float = 1.0
     """About how long a turn lasts."""
     updates: int = 100
-    """Of one turn at least."""
+    """Of one turn at least, of all agents together."""
     hidden: tuple[int, ...] | None = None
     """Widths of hidden layers; None: each algorithm's own."""
 
@@ -137,11 +137,12 @@ def _in_turns(
     runs = {case: _Run(algo, config, case, pinned, cache) for case in cases(config, place)}
     first, counts = {}, {}
     for case, run in runs.items():
+        least = max(1, config.updates // case.agents)
         began = time.perf_counter()
-        _seconds(functools.partial(run.take, config.updates), place)
+        _seconds(functools.partial(run.take, least), place)
         first[case] = time.perf_counter() - began
-        rate = config.updates / _seconds(functools.partial(run.take, config.updates), place)
-        counts[case] = max(config.updates, int(rate * config.seconds))
+        rate = least / _seconds(functools.partial(run.take, least), place)
+        counts[case] = max(least, int(rate * config.seconds))
     rates: dict[Case, list[float]] = {case: [] for case in runs}
     for _ in range(config.rounds):
         for case, run in runs.items():
