@@ -15,7 +15,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 
 from schemas.document import Document
 from schemas.episode import Episode, FinalObservation, Kind
@@ -33,6 +33,10 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Value = bool | Whole | float | Annotated[str, Field(max_length=65536)]
 Values = Annotated[Mapping[Annotated[str, Field(max_length=256)], Value], Field(max_length=1024)]
+
+
+_PRODUCER: TypeAdapter[str] = TypeAdapter(Producer)
+_EPISODE_ID: TypeAdapter[str] = TypeAdapter(EpisodeId)
 
 
 class _Strict(Document):
@@ -69,6 +73,33 @@ class EpisodeFacts(_Strict):
             return cls(**{name: getattr(episode, name) for name in cls.model_fields})
         except ValidationError as error:
             raise PutError(_said("facts", error), where=episode.episode_id) from None
+
+
+def is_producer(name: str) -> bool:
+    """True for what may name who sends."""
+    return _fits(_PRODUCER, name)
+
+
+def check_episode_id(episode_id: str) -> None:
+    """Makes sure that an id may be sent.
+
+    Raises:
+        PutError: if it is empty, or too long.
+    """
+    if not _fits(_EPISODE_ID, episode_id):
+        raise PutError(
+            f"Expected an episode's id of 1 to 1,024 characters, came "
+            f"{episode_id[:40] + '...' if len(episode_id) > 40 else episode_id!r}.",
+            where=episode_id[:40],
+        )
+
+
+def _fits(kind: TypeAdapter[str], text: str) -> bool:
+    try:
+        kind.validate_python(text, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 class PutHeader(_Strict):

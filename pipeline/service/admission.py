@@ -35,6 +35,8 @@ class Admission:
         self._marks = marks
         self._looked = -LOOK_SECONDS
         self._free = 0
+        self.refusals = 0
+        """How often `admit` found no room on the disk."""
 
     def free_bytes(self) -> int:
         """Returns the room on the log's disk, as it was a moment ago."""
@@ -43,6 +45,14 @@ class Admission:
             self._free = shutil.disk_usage(self._folder).free
             self._looked = now
         return self._free
+
+    def admit(self, unsealed_bytes: int, *, is_begun: bool = False) -> None:
+        """Makes sure that there is room for a put that came; see `check`."""
+        try:
+            self.check(unsealed_bytes, is_begun=is_begun)
+        except DiskFullError:
+            self.refusals += 1
+            raise
 
     def check(self, unsealed_bytes: int, *, is_begun: bool = False) -> None:
         """Makes sure that there is room.

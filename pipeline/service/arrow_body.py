@@ -42,7 +42,11 @@ def batches_in(body: bytes) -> Iterator[tuple[bytes, pa.RecordBatch]]:
                     )
                 yield header, read.batch
     except (pa.ArrowException, OSError, UnicodeError, OverflowError, struct.error) as error:
-        raise PutError(f"Expected an Arrow IPC stream, came {str(error)[:200]}.") from None
+        said = str(error).strip().rstrip(".")[:200]
+        raise PutError(
+            f"Expected an Arrow IPC stream of schemas.puts, came a body that is none ({said}); "
+            f"write it with pyarrow.ipc.new_stream."
+        ) from None
 
 
 def _look(body: bytes) -> None:

@@ -7,6 +7,7 @@ fast is slowed down by Flight itself.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pipeline.service.flight_acks import Acks, Unacked
 from pipeline.service.flight_auth import Caller, write_deed
 from pipeline.service.flight_errors import flight_error, unreadable
 from pipeline.service.intake import Shape, Taken
+from pipeline.service.logs import facts_of
 from pipeline.service.state import ControlState
 from pipeline.service.teller import Teller
 from pipeline.service.tokens import Token, check_producer
@@ -25,6 +27,7 @@ from schemas.errors import BusyError, PenstockError, PutError
 from schemas.pulls import PutStream, read_said
 from schemas.rollouts import PutHeader, read_header
 
+logger = logging.getLogger(__name__)
 _PAUSE_SECONDS = 0.25
 _T = TypeVar("_T")
 
@@ -79,6 +82,8 @@ class Streams:
             error = raised
             if isinstance(raised, PenstockError):
                 self._state.metrics.put_rejected.labels(raised.kind).inc()
+                said = {"episode_id": stream.episode_id} if stream.episode_id else {}
+                logger.info("puts refused", extra={**facts_of(raised), **said})
             raise flight_error(raised, stream.episode_id) from None
         finally:
             write_deed(self._state, caller.token, "DO_PUT", context.peer(), error)

@@ -185,7 +185,10 @@ class _Request:
         )
         is_traced = "traceparent" in structlog.contextvars.get_contextvars()
         if self._status >= 500 or self._scope["method"] not in SAFE or is_traced:
-            logger.info("request", seconds=round(seconds, 4), status=self._status, route=route)
+            said = {} if self._trace.kind is None else {"kind": self._trace.kind}
+            logger.info(
+                "request", seconds=round(seconds, 4), status=self._status, route=route, **said
+            )
         if self._scope["method"] in SAFE and self._status not in _REFUSALS:
             return
         try:

@@ -281,7 +281,7 @@ class Intake:
         """Returns the open episode that a put goes on with, or a new one; checks the room."""
         producer, epoch, episode_id = header.producer, header.epoch, header.episode_id
         found = self.episodes.find(producer, epoch, episode_id, header.start)
-        self._admission.check(self.episodes.bytes, is_begun=found is not None)
+        self._admission.admit(self.episodes.bytes, is_begun=found is not None)
         if found is None:
             self._hooks.may_begin(self.episodes.steps)
             return Growing(producer, epoch, episode_id, schema, time.monotonic())

@@ -52,8 +52,10 @@ def keep_all(
     for refusal in refusals:
         ended = by_id[refusal.episode_id or ""]
         path = keep_refused(ended, segments, server)
+        facts = {"episode_id": ended.episode_id, "kind": refusal.code, "why": refusal.message}
         logger.warning(
-            "no version took an acknowledged episode, its rows are in %s: %s", path, refusal.message
+            "no version took an acknowledged episode, its rows are kept",
+            extra={**facts, "rows": str(path)},
         )
         ended.refusal = error_of(refusal)
 

@@ -379,7 +379,7 @@ class RolloutLog:
                 "unsealed_seconds": 0.0 if oldest is None else time.monotonic() - oldest,
                 "log_bytes": self._segments.size,
                 "free_bytes": self._admission.free_bytes(),
-                "refusals": intake.group.refusals,
+                "refusals": intake.group.refusals + self._admission.refusals,
                 "recovery_seconds": self.recovery_seconds,
                 "seal_error": error.kind if error else None,
                 "failure": intake.group.failure.message if intake.group.failure else None,

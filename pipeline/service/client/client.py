@@ -20,12 +20,12 @@ from pipeline.service.client.lane import Lane
 from pipeline.service.client.outbox import Budget, Ending, Offset, Outbox, Outgoing
 from pipeline.service.client.pulling import Pulls, Tailed, only
 from pipeline.service.client.settings import ClientSettings, producer_name, token_text
-from pipeline.service.client.steps import EpisodeStream
+from pipeline.service.client.steps import EpisodeStream, check_pushed
 from schemas.episode import Episode
 from schemas.errors import OutOfTimeError, PenstockError, UsageError
 from schemas.pulls import BlockFiles, EpisodesTicket, TailTicket, VersionsTicket
 from schemas.puts import cut_rows
-from schemas.rollouts import EpisodeFacts
+from schemas.rollouts import EpisodeFacts, check_episode_id
 
 MAX_LANES = 16
 """Layouts of rows that one client sends."""
@@ -99,7 +99,8 @@ class RolloutClient:
                 client sends it no more. By default `retry_seconds`.
 
         Raises:
-            IdConflictError, SpecMismatchError, EpisodeError, TooLargeError: if it is refused.
+            IdConflictError, SpecMismatchError, EpisodeError, PutError, TooLargeError: if it is
+                refused.
             UnauthenticatedError, ForbiddenError: if the token is.
             OutOfTimeError: if it takes longer; the message says what stood in the way.
             BusyError: if the buffer stays full.
@@ -111,7 +112,8 @@ class RolloutClient:
             future.cancel()
             raise OutOfTimeError(
                 f"Expected the episode {episode.episode_id!r} to be acknowledged within "
-                f"{timeout:g} s, it was not; it may be there, push it again to be sure."
+                f"{timeout:g} s, it was not{self._why_late(episode)}; it may be there, push it "
+                f"again to be sure."
             ) from None
         except PenstockError as error:
             self._told(error)
@@ -126,6 +128,7 @@ class RolloutClient:
 
         Raises:
             BusyError: if the buffer stays full.
+            PutError: if its id or its facts are too long to be sent.
         """
         return self._push(episode, timeout)
 
@@ -139,7 +142,12 @@ class RolloutClient:
 
         Returns:
             A context with `add` and `end`.
+
+        Raises:
+            PutError: if the id may not be sent.
+            UsageError: if a fact is none.
         """
+        check_episode_id(episode_id)
         one = Outgoing(episode_id)
         lanes: list[Lane] = []
 
@@ -241,6 +249,7 @@ class RolloutClient:
 
     def _push(self, episode: Episode, timeout: float | None) -> Future[Offset]:
         wait = self.settings.retry_seconds if timeout is None else timeout
+        check_pushed(episode)
         one = Outgoing(episode.episode_id)
         facts = EpisodeFacts.of(episode)
         *pieces, last = cut_rows(episode, self.settings.put_bytes)
@@ -253,6 +262,13 @@ class RolloutClient:
             outbox.drop(one, error)
             raise
         return one.future
+
+    def _why_late(self, episode: Episode) -> str:
+        for lane in self._all():
+            with lane.outbox.changed:
+                if any(one.episode_id == episode.episode_id for one in lane.outbox.episodes):
+                    return lane.why_late()
+        return ""
 
     def _lane(self, schema: pa.Schema) -> Lane:
         known = self._recent

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,12 +27,14 @@ from pipeline.service.client.connecting import SCHEMES, Addresses
 from pipeline.service.client.faults import WIRE, error_of, error_of_kind
 from pipeline.service.client.outbox import Offset
 from pipeline.service.client.settings import (
+    AckLevel,
     ClientSettings,
     producer_name,
     root_certs,
     root_certs_path,
     token_text,
 )
+from pipeline.service.client.steps import check_pushed
 from schemas.episode import Episode
 from schemas.errors import (
     BusyError,
@@ -140,20 +142,31 @@ class ControlClient:
         found: dict[str, Any] = self._json("GET", f"/v1/versions?ref={branch}&limit=1")
         return dict(found["versions"][0])
 
-    def push(self, episode: Episode) -> Offset:
+    def push(
+        self, episode: Episode, *, ack: AckLevel | None = None, timeout: float | None = None
+    ) -> Offset:
         """Sends a whole episode over HTTP, where Flight does not pass; as safe as `ack` says.
 
-        It is sent again, for `retry_seconds`, while the service is away or has no room; it is in a
-        version once all the same.
+        It is sent again while the service is away or has no room; it is in a version once all the
+        same.
+
+        Args:
+            episode: without videos.
+            ack: how safe; that of the settings by default.
+            timeout: seconds for which it is sent again; by default `retry_seconds`.
 
         Raises:
-            IdConflictError, SpecMismatchError, EpisodeError, TooLargeError: if it is refused.
+            IdConflictError, SpecMismatchError, EpisodeError, PutError, TooLargeError: if it is
+                refused.
             UnauthenticatedError, ForbiddenError: if the token is.
             TransientError, BusyError, OutOfTimeError: if it takes longer; push it again.
         """
-        settings, body = self._settings, _body(episode, self._settings)
+        settings = self._settings if ack is None else replace(self._settings, ack=ack)
+        check_pushed(episode)
+        body = _body(episode, settings)
         path = f"/v1/rollouts?ack={settings.ack}"
-        until = time.monotonic() + (settings.retry_seconds or float("inf"))
+        seconds = settings.retry_seconds if timeout is None else timeout
+        until = time.monotonic() + (float("inf") if seconds is None else seconds)
         pause = settings.backoff_seconds
         while True:
             try:

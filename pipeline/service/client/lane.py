@@ -253,11 +253,19 @@ class Lane:
             kept = list(self.outbox.episodes)
         self.outbox.settle_all(kept, error)
 
+    def why_late(self) -> str:
+        """Says, as the end of a sentence, why something is not acknowledged yet."""
+        if self.error is not None:
+            return f"; the last error was: {self.error.message.rstrip('.')}"
+        return (
+            "; no answer came yet: the service may hold the stream back (the token's quota, no "
+            "room in its log), wait for its disk, or be out of reach"
+        )
+
     def _late(self, one: Outgoing) -> PenstockError:
-        why = f"; the last error was: {self.error.message}" if self.error else ""
         return OutOfTimeError(
             f"Expected the episode {one.episode_id!r} to be acknowledged within "
-            f"{self._settings.retry_seconds:g} s, it was not{why}"
+            f"{self._settings.retry_seconds:g} s, it was not{self.why_late()}."
         )
 
 

@@ -9,14 +9,18 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from schemas.errors import ConfigError
+from schemas.rollouts import is_producer
 from schemas.tracing import traceparent_of
 
 TOKEN_VARIABLE = "PENSTOCK_TOKEN"
 TLS_CA_VARIABLE = "PENSTOCK_TLS_CA"
 """The authority's file where no setting names one, for processes that others start."""
+AckLevel = Literal["received", "durable", "store"]
+_LANE = ":99"
+"""What a client adds to its producer's name for each further layout of its episodes."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class ClientSettings:
     producer: str | None = None
     """Who sends: `STREAM:NAME` or a name, of letters, digits and `._:-`. Two clients at a time must
     not share one. By default a name of this machine and some random digits."""
-    ack: Literal["received", "durable", "store"] = "durable"
+    ack: AckLevel = "durable"
     """When an episode counts as pushed: when the service has it, when it would outlive a crash, or
     when it is in a version."""
     window: int = 64
@@ -61,12 +65,22 @@ class ClientSettings:
                 f"Expected a traceparent such as 00-<32 hex digits>-<16 hex digits>-01, came "
                 f"{self.traceparent!r:.100}."
             )
+        if self.ack not in get_args(AckLevel):
+            raise ConfigError(
+                f"Expected ack as one of {', '.join(get_args(AckLevel))}, came {self.ack!r:.100}."
+            )
+        if self.producer is not None and not is_producer(f"{self.producer}{_LANE}"):
+            raise ConfigError(
+                f"Expected a producer of at most {128 - len(_LANE)} letters, digits and ._:-, that "
+                f"begins with a letter or digit, came {self.producer!r:.100}."
+            )
         numbers = {"window": self.window, "put_bytes": self.put_bytes}
         wrong = [name for name, value in numbers.items() if value < 1]
         if wrong or self.buffer_bytes < self.put_bytes:
             raise ConfigError(
-                f"Expected a window and puts of at least 1, and a buffer that holds a put, came "
-                f"{self.window}, {self.put_bytes} and {self.buffer_bytes}."
+                f"Expected window and put_bytes of at least 1, and buffer_bytes that hold a put, "
+                f"came window={self.window}, put_bytes={self.put_bytes} and "
+                f"buffer_bytes={self.buffer_bytes}; set buffer_bytes to put_bytes at least."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Protocol
@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from pipeline.service.client.outbox import Offset
 from schemas.episode import Episode
-from schemas.errors import EpisodeError, UsageError
+from schemas.errors import EpisodeError, UsageError, suggest
+from schemas.rollouts import EpisodeFacts, check_episode_id
 from schemas.rows import RowLayout
 from schemas.sending import batch_of
+from schemas.spec import RAW_KINDS
 
 
 class Send(Protocol):
@@ -39,6 +41,7 @@ class EpisodeStream:
         drop: Callable[[], None],
         future: Future[Offset],
     ) -> None:
+        _check_facts({name for name in facts if name != "episode_id"})
         self._facts = dict(facts)
         self._put_bytes = put_bytes
         self._send = send
@@ -75,7 +78,7 @@ class EpisodeStream:
                 same shapes and dtypes in every step. What is added is copied, so that buffers may
                 be used again.
             action: likewise; None in every step if unknown.
-            reward: None in every step if unknown.
+            reward: a number, kept as float64; None in every step if unknown.
             extras: further values of this step, by name.
 
         Raises:
@@ -110,11 +113,13 @@ class EpisodeStream:
             What tells the durable offset.
 
         Raises:
-            EpisodeError: if there was no step, or the last ones are not like those before.
+            UsageError: if there was no step, or a fact is none; then it goes on.
+            EpisodeError: if the last steps are not like those before.
             BusyError: if the client's buffer is full.
         """
         if self._is_over or not self._steps:
             raise UsageError("Expected an episode with steps that goes on, came none; add steps.")
+        _check_facts(facts)
         self._is_over = True
         try:
             last = self._chunk(observation, terminated, truncated, facts)
@@ -149,7 +154,7 @@ class EpisodeStream:
         return Episode(
             observations=stacked(seen if following is None else [*seen, following]),
             actions=stacked([step["action"] for step in steps]),
-            rewards=stacked([step["reward"] for step in steps]),
+            rewards=_numbers(stacked([step["reward"] for step in steps])),
             terminated=terminated,  # type: ignore[arg-type]
             truncated=truncated,  # type: ignore[arg-type]
             extras={name: stacked([s["extras"][name] for s in steps]) for name in names},
@@ -191,6 +196,36 @@ def stacked(values: list[Any]) -> Any:
             code="length_mismatch",
         )
     return np.stack(arrays)
+
+
+def check_pushed(episode: object) -> None:
+    """Makes sure that something is an episode that may be sent.
+
+    Raises:
+        UsageError: if it is none.
+        PutError: if its id may not be sent.
+    """
+    if not isinstance(episode, Episode):
+        raise UsageError(
+            f"Expected a penstock.Episode to push, came {type(episode).__name__}; make one of it."
+        )
+    check_episode_id(episode.episode_id)
+
+
+def _check_facts(names: Iterable[str]) -> None:
+    known = EpisodeFacts.model_fields
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"Expected facts of an episode, came {name!r}: {suggest(name, known)}; facts of "
+                f"your own go into columns={{...}}."
+            )
+
+
+def _numbers(rewards: np.ndarray | None) -> np.ndarray | None:
+    """Returns rewards in the one dtype that they have, whatever numbers were given."""
+    is_number = rewards is not None and rewards.dtype.kind in RAW_KINDS
+    return rewards.astype(np.float64) if rewards is not None and is_number else rewards
 
 
 def _kept(value: Any) -> Any:
