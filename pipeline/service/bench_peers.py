@@ -45,8 +45,10 @@ def reverb(seconds: float, peers: Path | None = None) -> dict[str, Any]:
     python = (
         peers or Path(os.environ.get("PENSTOCK_PEERS", _ROOT / ".peers"))
     ) / "reverb/bin/python"
-    if not python.exists() or not SCRIPT.exists():
-        return {"skipped": f"no {python} or no {SCRIPT.name}; run `make peers` in the repository"}
+    if not SCRIPT.exists():
+        return {"skipped": "only a checkout of the repository has the scripts of other projects"}
+    if not python.exists():
+        return {"skipped": f"no {python}; run `make peers` in the repository"}
     theirs = _asked([str(python), str(SCRIPT), "rates", str(seconds)])
     kill = _asked([str(python), str(SCRIPT), "kill"])
     if "failed" in theirs:

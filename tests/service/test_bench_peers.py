@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.service import bench_peers
 from pipeline.service.bench_peers import EPISODES, killed, reverb
 
 PEERS = Path(__file__).resolve().parents[2] / ".peers"
@@ -15,6 +16,13 @@ PEERS = Path(__file__).resolve().parents[2] / ".peers"
 
 def test_who_is_not_there_is_skipped(tmp_path: Path) -> None:
     assert "make peers" in reverb(0.1, tmp_path)["skipped"]
+
+
+def test_an_installed_package_has_no_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_peers, "SCRIPT", tmp_path / "service_with_reverb.py")
+    assert "checkout" in reverb(0.1, PEERS)["skipped"]
 
 
 def test_what_fails_says_why(tmp_path: Path) -> None:
