@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pipeline.service.client.client import RolloutClient
 from pipeline.service.client.control import ControlClient
 from pipeline.service.client.settings import ClientSettings
 from pipeline.service.flight import data_port
+from pipeline.service.logs import log_to
 from pipeline.service.token_book import TokenRequest
 from pipeline.service.tokens import Quota
 from schemas.errors import (
@@ -22,7 +25,7 @@ from schemas.errors import (
     PutError,
     UsageError,
 )
-from tests.service.ports import episode, service_in
+from tests.service.ports import ARROW, body_of, episode, service_in
 
 NOBODY = "grpc://127.0.0.1:1"
 STEP: dict[str, Any] = {
@@ -130,6 +133,27 @@ def test_a_push_over_http_may_say_how_long_and_how_safe(tmp_path: Path) -> None:
     with service_in(tmp_path / "free", is_filled=False, no_token=True, seal_every=0.05) as port:
         ControlClient(port.url).push(episode("e"), ack="store")
         assert port.store.version().episodes()["episode_id"].to_pylist() == ["e"]
+
+
+@pytest.mark.parametrize(
+    ("body", "full", "kind", "said"),
+    [
+        (b"not a stream at all", False, "bad_put", "came a body that is none"),
+        (None, True, "disk_full", "free bytes on the log's disk"),
+    ],
+)
+def test_what_the_control_port_refuses_is_in_the_log(
+    body: bytes | None, full: bool, kind: str, said: str, tmp_path: Path, restored_logs: None
+) -> None:
+    stream = io.StringIO()
+    reserve = {"disk_reserve_bytes": 1 << 60} if full else {}
+    with service_in(tmp_path, no_token=True, **reserve) as port:
+        log_to(stream)
+        sent = body_of(episode("e")) if body is None else body
+        answer = port.ask("POST", "/v1/rollouts", None, content=sent, headers=ARROW)
+    assert said in answer.json()["error"]["message"]
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [one["kind"] for one in lines if one["event"] == "request"] == [kind]
 
 
 def test_what_the_data_port_refuses_is_in_the_log(
