@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,9 +26,6 @@ from pipeline.stream.loader import Stream
 from pipeline.stream.mixture import Mixture
 from schemas.errors import ConfigError, SpecMismatchError, UsageError
 from schemas.spec import DatasetSpec
-
-_OF_DEMONSTRATIONS = ("weights", "spec", "follow", "follow_every")
-"""Settings that mean the offline versions alone."""
 
 
 class BatchStream(Protocol):
@@ -107,7 +103,7 @@ class Sampling:
             **self.stream,
             **self.needs.stream(),
         }
-        return _with_sampler_of_windows(found)
+        return with_sampler_of_windows(found)
 
 
 def pin(references: Sequence[str]) -> tuple[Pinned, ...]:
@@ -190,84 +186,6 @@ def demonstrations(sources: int, needs: StreamNeeds) -> list[bool]:
             where="demonstrations",
         )
     return [source < first for source in range(sources)]
-
-
-@dataclass(frozen=True)
-class Growing:
-    """What is read of a branch of rollouts that is to grow."""
-
-    online: Version
-    offline_fraction: float
-    """Share of the demonstrations in each batch, from 0 to below 1."""
-    joins: bool = False
-    """Whether rollouts that succeeded join the demonstrations, as a source of its own."""
-    successes: Version | None = None
-    """Those, once there are any."""
-
-
-def open_growing(
-    offline: Sequence[Pinned], growing: Growing, sampling: Sampling, run: str | None = None
-) -> Mixture:
-    """Opens a mixture of pinned versions, of one that is to grow, and of what succeeded of it.
-
-    Args:
-        offline: their share of each batch is split by their weights.
-        growing: has the rest; `follow_growing` moves it on.
-        sampling: size, order and form of the batches.
-        run: what stores call the run that reads it; None for one that is read again.
-    """
-    versions = [one.open() for one in offline]
-    streams = [Stream(version, **sampling.settings(version)) for version in versions]
-    grows = [growing.online]
-    if growing.joins:
-        grows.append(growing.successes or growing.online)
-    streams += [Stream(version, **_of_rollouts(sampling.settings(version))) for version in grows]
-    weights = growing_weights(offline, growing, [stream.transitions for stream in streams])
-    joined = [True] * growing.joins
-    return Mixture(
-        list(zip(streams, weights, strict=True)),
-        batch_size=sampling.rows,
-        seed=sampling.seed,
-        demonstration=[*demonstrations(len(offline), sampling.needs), False, *joined],
-        run=run,
-    )
-
-
-def _of_rollouts(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that mean the demonstrations."""
-    plain = {name: settings[name] for name in settings if name not in _OF_DEMONSTRATIONS}
-    if settings["sampler"] == "weighted":  # by a column that rollouts do not have
-        plain["sampler"] = "transition"
-    return _with_sampler_of_windows(plain)
-
-
-def follow_growing(mixture: Mixture, offline: Sequence[Pinned], growing: Growing) -> None:
-    """Makes the next batches of a mixture draw from newer rollouts, and newer successes."""
-    mixture.follow(growing.online, source=len(offline))
-    if growing.joins and growing.successes is not None:
-        mixture.follow(growing.successes, source=len(offline) + 1)
-        mixture.reweigh(growing_weights(offline, growing, mixture.transitions))
-
-
-def growing_weights(
-    offline: Sequence[Pinned], growing: Growing, transitions: Sequence[int]
-) -> list[Fraction]:
-    """Returns the exact weight of each source of a growing mixture.
-
-    Successes have that part of the demonstrations' share which their transitions are of all
-    demonstrations, as if they stood in one version.
-
-    Args:
-        offline: pinned versions.
-        growing: what is read beside them.
-        transitions: of each source.
-    """
-    share = Fraction(str(growing.offline_fraction))
-    given = [Fraction(str(one.weight)) for one in offline]
-    joined = transitions[-1] if growing.joins and growing.successes is not None else 0
-    part = Fraction(joined, sum(transitions[: len(offline)]) + joined)
-    weights = [share * (1 - part) * weight / sum(given) for weight in given]
-    return [*weights, 1 - share, *[share * part] * growing.joins]
 
 
 def run_name(algo: str, run: str) -> str:
@@ -403,8 +321,8 @@ def picture_fields(spec: DatasetSpec) -> tuple[Picture, ...]:
     return found
 
 
-def _with_sampler_of_windows(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a stream; where it has windows, with the sampler that draws those uniformly."""
+def with_sampler_of_windows(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings of a stream, with the sampler that draws windows uniformly if it has some."""
     has_steps = settings.get("window") is not None or settings.get("history", 0) > 0
     has_windows = has_steps or settings.get("frame_stack", 1) > 1
     is_uniform = settings["sampler"] == "transition"

@@ -27,15 +27,7 @@ from learners.checkpoint import (
     save_checkpoint,
     snapshot,
 )
-from learners.data import (
-    Growing,
-    Pinned,
-    Sampling,
-    follow_growing,
-    only_spec,
-    open_growing,
-    run_name,
-)
+from learners.data import Pinned, Sampling, only_spec, run_name
 from learners.evaluate import evaluate
 from learners.going_on import (
     GoingOnConfig,
@@ -45,6 +37,7 @@ from learners.going_on import (
     sampled_as,
     sampling_of,
 )
+from learners.growing import Growing, follow_growing, open_growing
 from learners.layout import laid_out
 from learners.regret import Tally, tally_of
 from learners.rollout import Collection, Exploration, Facts, collect

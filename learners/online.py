@@ -19,8 +19,9 @@ from torch import Tensor
 from learners.actors import Actors
 from learners.base import Batch
 from learners.checkpoint import last_checkpoint, save_checkpoint
-from learners.data import Growing, Pinned, open_growing
+from learners.data import Pinned
 from learners.evaluate import evaluate
+from learners.growing import Growing, open_growing
 from learners.online_run import (
     OnlineConfig,
     OnlineRun,

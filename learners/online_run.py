@@ -21,7 +21,7 @@ from learners.checkpoint import (
     restore,
     snapshot,
 )
-from learners.data import Pinned, Sampling, open_growing, run_name
+from learners.data import Pinned, Sampling, run_name
 from learners.going_on import (
     GoingOnConfig,
     begun,
@@ -30,6 +30,7 @@ from learners.going_on import (
     sampled_as,
     sampling_of,
 )
+from learners.growing import open_growing
 from learners.run import check_same
 from learners.successes import growing_at_first
 from pipeline.service.client.connecting import SCHEMES

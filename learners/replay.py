@@ -12,7 +12,8 @@ import numpy as np
 
 from learners.base import learner_class
 from learners.checkpoint import Checkpoint, load_checkpoint
-from learners.data import Pinned, Sampling, open_growing, open_stream
+from learners.data import Pinned, Sampling, open_stream
+from learners.growing import open_growing
 from learners.sampling import again_from
 from learners.settings import StreamNeeds, read_settings
 from learners.successes import growing_at_first

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from learners.data import Growing
+from learners.growing import Growing
 from pipeline.store.reader import Version
 from pipeline.store.store import Store
 

@@ -15,8 +15,9 @@ import pytest
 
 from connectors.d4rl import D4rlSource
 from learners.checkpoint import load_checkpoint, restore
-from learners.data import Growing, Pinned, Sampling, open_growing, open_stream, pin
+from learners.data import Pinned, Sampling, open_stream, pin
 from learners.evaluate import evaluate
+from learners.growing import Growing, open_growing
 from learners.rollout import Collection, Facts, collect
 from learners.runlog import EVALUATIONS, read_table
 from learners.settings import StreamNeeds
