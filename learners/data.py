@@ -322,7 +322,7 @@ def picture_fields(spec: DatasetSpec) -> tuple[Picture, ...]:
 
 
 def with_sampler_of_windows(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings of a stream, with the sampler that draws windows uniformly if it has some."""
+    """Returns settings of a stream, with the sampler that draws its windows uniformly, if any."""
     has_steps = settings.get("window") is not None or settings.get("history", 0) > 0
     has_windows = has_steps or settings.get("frame_stack", 1) > 1
     is_uniform = settings["sampler"] == "transition"
