@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.output import Json, StoreRef, emit, say, table
+from pipeline.cli.reaching import TlsCa
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,7 @@ def suggest(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random subsets.")] = 0,
     most: Annotated[int, typer.Option("--most", min=1, help="Candidates to show.")] = 5,
+    tls_ca: TlsCa = None,
     json: Json = False,
 ) -> None:
     from pipeline.curation.suggest import suggest as suggested
