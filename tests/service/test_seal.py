@@ -298,15 +298,20 @@ def race(root: Path) -> None:
 
 def test_fields_whose_episode_found_no_room_settle_nothing(tmp_path: Path) -> None:
     with Kernel(tmp_path) as kernel, open_log(tmp_path) as log:
+        is_sent = threading.Event()
 
         def before(_: int, call: Call) -> int | None:
             if call.verb == "write":
+                assert is_sent.wait(30)
                 raise OSError(errno.ENOSPC, "full")
             return None
 
         kernel.before = before
+        actor = Actor(log)
+        taken = [actor.send(put) for put in actor.puts(rollout("e0"))]
+        is_sent.set()
         with pytest.raises(DiskFullError):
-            Actor(log).push(rollout("e0"))
+            log.wait(taken[-1], timeout=30)
         kernel.before = None
         Actor(log, "b").push(wide("w0"))
         with pytest.raises(SpecMismatchError):
