@@ -146,7 +146,7 @@ def test_what_the_control_port_refuses_is_in_the_log(
     body: bytes | None, full: bool, kind: str, said: str, tmp_path: Path, restored_logs: None
 ) -> None:
     stream = io.StringIO()
-    reserve = {"disk_reserve_bytes": 1 << 60} if full else {}
+    reserve: dict[str, Any] = {"disk_reserve_bytes": 1 << 60} if full else {}
     with service_in(tmp_path, no_token=True, **reserve) as port:
         log_to(stream)
         sent = body_of(episode("e")) if body is None else body
