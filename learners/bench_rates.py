@@ -211,7 +211,7 @@ def _row(
         "batch_size": config.batch_size * LARGER.get(algo, 1),
         "best": round(max(rates), 1),
         "median": round(statistics.median(rates), 1),
-        "first_seconds": round(first, 2),
+        "first_seconds": round(first, 4),
     }
 
 

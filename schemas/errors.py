@@ -264,7 +264,7 @@ class EpisodeError(UntrustedError):
     """One episode that must not enter a version; `code` says why.
 
     Codes: `length_mismatch nan inf bad_dtype bad_timestamp gap flags_inconsistent unreadable
-    id_conflict`.
+    id_conflict refused` (by a service, which says why).
     """
 
     kind = "bad_episode"

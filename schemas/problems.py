@@ -25,6 +25,7 @@ ADVICE: Mapping[str, str] = {
     "episode out.",
     "id_conflict": "Two episodes with other content share an id: give one another id, or ingest "
     "with --on-change replace.",
+    "refused": "A service did not take the episode: what it said of it tells why.",
     "source_untrusted": "The source contradicts itself or is damaged as a whole: get a fresh copy, "
     "or name its format if it was taken for another.",
 }

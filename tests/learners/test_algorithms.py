@@ -11,9 +11,9 @@ import torch
 
 from learners.base import ALGORITHMS
 from learners.checkpoint import load_checkpoint, restore
-from learners.data import Growing as Growing
-from learners.data import Pinned, Sampling, open_growing, open_stream, pin
+from learners.data import Pinned, Sampling, open_stream, pin
 from learners.finetune import FinetuneConfig, finetune
+from learners.growing import Growing, open_growing
 from learners.replay import replay
 from learners.rlpd import in_parts
 from learners.run import Progress
