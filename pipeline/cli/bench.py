@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ def bench(
     ] = None,
     commits: Annotated[int, typer.Option("--commits", min=10, help="Of the store.")] = 1_000,
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Of stream (8), ingest (3), learner (9).")
+        int | None,
+        typer.Option("--rounds", min=1, help="Of stream (8), ingest, service (3), learner (9)."),
     ] = None,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="Of ingest; all by default.")
@@ -93,13 +95,14 @@ def bench(
         from pipeline.service.extra import check_installed
 
         check_installed()
-        quickly = ServiceBench(seconds=0.5, rounds=1) if quick else ServiceBench()
-        result = bench_service(quickly, say=note)
+        config = ServiceBench(seconds=0.5, rounds=1) if quick else ServiceBench()
+        config = dataclasses.replace(config, rounds=rounds or config.rounds)
+        result = bench_service(config, say=note)
         if peers:
             from pipeline.service.bench_peers import killed, reverb
 
             note("a kill -9, and Reverb")
-            result |= {"kill_9": killed(), "reverb": reverb(quickly.seconds)}
+            result |= {"kill_9": killed(), "reverb": reverb(config.seconds)}
     elif what == "learner":
         asked = {"rows": rows, "rounds": rounds, "algos": tuple(algos or ()), "seeds": seeds}
         result = _learner(asked, compile, device, is_quick=quick)
@@ -124,8 +127,6 @@ def _stream(
     has_peers: bool,
     is_quick: bool,
 ) -> dict[str, Any]:
-    import dataclasses
-
     from pipeline.stream.bench import QUICK, BenchConfig, bench_stream
 
     given = {"rows": rows, "rounds": rounds, "workloads": workloads}
@@ -207,8 +208,6 @@ def _show_ingest(result: dict[str, Any]) -> None:
 def _learner(
     asked: dict[str, Any], compile: str | None, device: str | None, *, is_quick: bool
 ) -> dict[str, Any]:
-    import dataclasses
-
     from schemas.errors import UnknownNameError, missing_extra, suggest
 
     ways = ("none", "step", "graph")

@@ -47,7 +47,7 @@ class ServiceBench:
     paces: tuple[int, ...] = (400, 1000)
     """Puts a second, of the first of `steps`, that the actors push together at their times."""
     seconds: float = 3.0
-    """Of each turn."""
+    """Of each turn; twice as long at a pace, so that what is pushed is sealed meanwhile."""
     rounds: int = 3
     steps: tuple[int, ...] = STEPS
     """Of each put."""
@@ -125,6 +125,8 @@ def bench_service(
                 for steps in config.steps:
                     syncs += _sync_seconds(root, steps * 100)
                     for load in config.loads(steps):
+                        if load.pace:
+                            _settle(address)
                         how = (load.actors, load.steps, load.window)
                         found, seconds = pushed(address, *how, config, load.pace)
                         row = turns.setdefault(load.name, _Turns(load))
@@ -185,14 +187,20 @@ def _sync_seconds(root: Path, size: int) -> list[float]:
     return found
 
 
+def _settle(address: str) -> None:
+    """Waits until all that was pushed is in a version: what is at a pace pays for itself alone."""
+    with RolloutClient(address, ack="store") as client:
+        client.push(rollout(1, np.random.default_rng()))
+
+
 def pushed(
     address: str, actors: int, steps: int, window: int, config: ServiceBench, pace: int = 0
 ) -> tuple[list[float], float]:
     """Returns the waits of some actors, and the seconds until all was acknowledged."""
     processes = min(config.processes, actors)
     command = [sys.executable, "-m", "pipeline.service.bench_actors", address]
-    command += [str(actors // processes), str(steps), str(config.seconds)]
-    command += [str(window), str(pace / actors)]
+    lasts = config.seconds * (2 if pace else 1)
+    command += [str(actors // processes), str(steps), str(lasts), str(window), str(pace / actors)]
     running = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
