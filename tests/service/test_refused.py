@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,16 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def sealing(port: Port, told: Future[Any]) -> Callable[[], bool]:
+    """Seals what is durable by now, again and again, until somebody is told."""
+
+    def is_told() -> bool:
+        port.state.log.seal()
+        return told.done()
+
+    return is_told
+
+
 def test_a_client_is_told_what_another_writer_kept_out(tmp_path: Path) -> None:
     with (
         service_in(tmp_path, is_filled=False, no_token=True, port=0) as port,
@@ -43,13 +55,12 @@ def test_a_client_is_told_what_another_writer_kept_out(tmp_path: Path) -> None:
         with pytest.raises(SpecMismatchError, match="send what the branch holds"):
             kept.result(60)
         port.store.append([wide("w0")])
-        port.state.log.seal()
+        until(sealing(port, refused))
         with pytest.raises(SpecMismatchError, match="It is in quarantine") as caught:
             refused.result(60)
         assert str(tmp_path) not in caught.value.message
         again = client.push_async(wide("w1"))
-        until(lambda: port.state.log.status()["unsealed_episodes"] == 1)
-        port.state.log.seal()
+        until(sealing(port, again))
         assert again.result(60) >= 0
         assert port.store.version().episodes()["episode_id"].to_pylist() == ["w0", "w1"]
         with pytest.raises(SpecMismatchError):
