@@ -197,11 +197,9 @@ def _said_of_spec(normaliser: Normaliser) -> dict[str, Any]:
 def _what_instead(run: Path) -> str:
     """What may have been meant: one of the runs in a folder of several."""
     inside = sorted(path.name for path in run.glob("*/") if _listed(path))
-    return (
-        f"it holds several, name one of them ({', '.join(inside)})"
-        if inside
-        else ("train one first")
-    )
+    if not inside:
+        return "train one first"
+    return f"it holds several, name one of them ({', '.join(inside)})"
 
 
 def _listed(run: Path) -> list[Path]:

@@ -208,20 +208,16 @@ def _show_ingest(result: dict[str, Any]) -> None:
 def _learner(
     asked: dict[str, Any], compile: str | None, device: str | None, *, is_quick: bool
 ) -> dict[str, Any]:
-    from schemas.errors import UnknownNameError, missing_extra, suggest
+    from schemas.errors import UnknownNameError, suggest
 
     ways = ("none", "step", "graph")
     if compile is not None and compile not in ways:
         raise UnknownNameError(
             f"Expected a way to take updates, came {compile!r}; {suggest(compile, ways)}"
         )
-    try:
-        from learners.bench import QUICK, LearnerBench, bench_learner
-        from learners.bench_rates import QUICK_RATES, RateBench, bench_rates
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise missing_extra("learners", "torch") from None
+    from learners.bench import QUICK, LearnerBench, bench_learner
+    from learners.bench_rates import QUICK_RATES, RateBench, bench_rates
+
     asked = {name: value for name, value in asked.items() if value}
     if device is None:
         config = QUICK if is_quick else LearnerBench()
@@ -267,14 +263,8 @@ def _show_rates(result: dict[str, Any]) -> None:
 
 
 def _on_device(device: str, rows: int) -> dict[str, Any]:
-    from schemas.errors import missing_extra
+    from pipeline.stream.bench_device import bench_device
 
-    try:
-        from pipeline.stream.bench_device import bench_device
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise missing_extra("learners", "torch") from None
     return bench_device(rows=rows, device=device)
 
 
