@@ -46,11 +46,9 @@ from learners.run import (
     Report,
     RunResult,
     Timer,
-    as_numbers,
     check_same,
-    diverged,
     evaluation_row,
-    lost_in,
+    learned,
     regret_row,
     silent,
     threads,
@@ -231,10 +229,7 @@ def _learn(run: _Run, config: FinetuneConfig) -> dict[str, float]:
     for _ in range(due):
         losses = run.learner.update(next(batches))
     run.step += due
-    found = as_numbers(losses)
-    if lost_in(found, run.learner):
-        raise diverged(found, run.learner, run.step)
-    return found
+    return learned(losses, run.learner, run.step)
 
 
 def cast(episode: Episode, spec: DatasetSpec) -> Episode:

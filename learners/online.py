@@ -41,10 +41,8 @@ from learners.run import (
     Report,
     RunResult,
     Timer,
-    as_numbers,
-    diverged,
     evaluation_row,
-    lost_in,
+    learned,
     regret_row,
     silent,
     threads,
@@ -138,10 +136,8 @@ def _learn(
             _publish(run, pulse.control)
         if is_last or run.taken % config.log_every == 0:
             regret = regret_row(_regret(run, config))
-            learned = as_numbers(losses)
-            if lost_in(learned, run.learner):
-                raise diverged(learned, run.learner, run.step)
-            values = {**_figures(run, limiter), **regret, **learned}
+            found = learned(losses, run.learner, run.step)
+            values = {**_figures(run, limiter), **regret, **found}
             metrics.add(run.step, values)
             report(Progress("finetune", limiter.known, config.env_steps, values))
         if is_last or run.taken % config.checkpoint_every == 0:

@@ -104,6 +104,18 @@ def lost_in(losses: Mapping[str, float], learner: Learner) -> list[str]:
     return [name for name in found if name not in learner.now_and_then or len(losses) == len(found)]
 
 
+def learned(losses: Mapping[str, Tensor], learner: Learner, step: int) -> dict[str, float]:
+    """Reads an update's losses off their device.
+
+    Raises:
+        DivergedError: if some are no numbers any more.
+    """
+    found = as_numbers(losses)
+    if lost_in(found, learner):
+        raise diverged(found, learner, step)
+    return found
+
+
 def diverged(losses: Mapping[str, float], learner: Learner, step: int) -> DivergedError:
     """Returns the error that says which losses are no numbers any more."""
     return DivergedError(
